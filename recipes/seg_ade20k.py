@@ -89,11 +89,14 @@ def segmentation(
     per_class: ClassSettings = ClassSettings(),
     long_side: int = 520,
     crop: int = 480,
+    crop_width: int | None = None,
     aux_weight: float = 0.2,
     se_weight: float | None = None,
     lora: int | None = None,
     out_indices: tuple[int, ...] | None = None,
     stochastic_depth: float | None = None,
+    map_norms: bool = False,
+    decay_vectors: bool = True,
     head_channels: int = 512,
     loss: tuple[Loss, ...] = ("cross_entropy",),
     photometric: bool = False,
@@ -105,6 +108,7 @@ def segmentation(
     orientation: OrientationSettings = OrientationSettings(),
     sync_batch_norm: bool = True,
     eval_window: tuple[int, int] | None = None,
+    eval_window_width: int | None = None,
     eval_crop: int | None = None,
     eval_batch_size: int = 4,
     sample: bool = False,
@@ -133,6 +137,7 @@ def segmentation(
         batch_size: images of one step, over all processes
         long_side: long side of an image before the random scale, and in evaluation
         crop: side of the training crop
+        crop_width: width of the training crop, whose height crop is; None: a square
         head_lr_mult: factor of the learning rate outside the backbone
         aux_weight: factor of the auxiliary head's loss, where the network has one; 0 for no such
             head; transformers' networks have the factor of their configuration
@@ -145,6 +150,9 @@ def segmentation(
             for linear, four evenly spaced ones for the others
         stochastic_depth: of a backbone of timm: rate at which its last block is left out (drop
             path), the others in proportion; None: as timm has it
+        map_norms: of upernet on a pyramid of timm: a layer norm of each map, as Swin and ConvNeXt
+            have it
+        decay_vectors: whether norms and biases decay too
         head_channels: width of the head; torchvision's fcn, deeplabv3 and lraspp ignore it, and
             networks of segmentation_models_pytorch and transformers
         loss: cross_entropy, focal, ohem, dice, tversky, lovasz, boundary (beside others, such
@@ -161,6 +169,7 @@ def segmentation(
         cutmix: alpha of cutmix, a box of another image and its mask; 1 is usual; None: none
         sync_batch_norm: on several GPUs, BatchNorm statistics over the whole batch (SyncBN)
         eval_window: sliding-window evaluation: side and stride of the windows, such as 480 320
+        eval_window_width: width of the windows, whose height the side is; None: squares
         eval_crop: evaluate centre crops of this side, as older code does; None for both: whole
             images
         eval_batch_size: images of one size in a forward pass of an evaluation, per process
@@ -171,6 +180,7 @@ def segmentation(
         crop,
         photometric=photometric,
         cat_max_ratio=cat_max_ratio,
+        crop_width=crop_width,
         **asdict(orientation),
     )
     opened = open_data(data, sample, train, eval_transform(long_side, eval_crop))
@@ -193,8 +203,11 @@ def segmentation(
         out_indices=out_indices,
         image_size=crop,
         stochastic_depth=stochastic_depth,
+        map_norms=map_norms,
     )
-    check_only_size(network, crop, eval_window[0] if eval_window else eval_crop)
+    inference = Inference.windows(eval_window, eval_window_width)
+    seen = eval_crop if inference is None else inference.sides
+    check_only_size(network, (crop, crop if crop_width is None else crop_width), seen)
     aux_weight = auxiliary_weight(network, aux_weight)
     pixels = {} if "mean" in opened.input else published_pixels(network)
     weights = resolved_weights(per_class.class_weights, opened.train, num_classes, dense=True)
@@ -225,10 +238,10 @@ def segmentation(
         train_data=composed(opened.train, mosaic, copy_paste),
         val_data=opened.val,
         mix=masks_by_turns(mixup, cutmix),
-        **optimizer.build(network),
+        **optimizer.build(network, decay_vectors=decay_vectors),
         **schedule.build(),
         batch_size=batch_size,
-        inference=Inference.windows(eval_window),
+        inference=inference,
         eval_batch_size=eval_batch_size,
         sync_batch_norm=sync_batch_norm,
         drop_last=True,

@@ -3,9 +3,9 @@
 Source: Xie et al., SegFormer: Simple and Efficient Design for Semantic Segmentation with
 Transformers, NeurIPS 2021, as mmsegmentation trains it: AdamW 6e-5 for 16 images, head x10, decay
 0.01, linear to 0 over 160,000 steps (127 epochs) after 1,500 of warm-up, crop 512 (B5: 640), no
-auxiliary loss. Encoders start from NVIDIA's weights for ImageNet (nvidia/mit-b0). Sizes are by
-the long side here, which is 683 where the short side of 3:4 is the paper's 512; scales of norms
-decay too. Takes transformers: pip install ".[transformers]".
+auxiliary loss, norms without decay (here biases too). Encoders start from NVIDIA's weights for
+ImageNet (nvidia/mit-b0). Sizes are by the long side here, which is 683 where the short side of 3:4
+is the paper's 512. Takes transformers: pip install ".[transformers]".
 
 Launch: trainkit seg_ade20k_segformer --data /path/to/ADEChallengeData2016
 
@@ -44,6 +44,7 @@ SAMPLE = {"model": "hf:segformer", "pretrained": False, "epochs": 5, "lr": 1e-3,
     crop=512,
     photometric=True,
     cat_max_ratio=0.75,
+    decay_vectors=False,
 )
 def recipe(**settings: Any) -> Recipe:
     """SegFormer on ADE20K, 150 classes.

@@ -11,13 +11,13 @@ ConvNeXt-T (Liu et al., A ConvNet for the 2020s, CVPR 2022): --backbone timm:con
 --lr 1e-4 --weight-decay 0.05 --stochastic-depth 0.4 --layer-decay 0.97 --eval-window 512 341;
 the authors decay the rate by 0.9 from group to group, to 0.73 in the last stage and 0.48 in the
 first layers; here it is from block to block, 0.94 and 0.56.
-DINOv3 with BEiT's pyramid: --backbone timm:vit_base_patch16_dinov3 --layer-decay 0.8
---stochastic-depth 0.1 --eval-window 512 341, for which no figure is published.
+DINOv3 with BEiT's pyramid: --backbone timm:vit_base_patch16_dinov3 --no-map-norms --layer-decay
+0.8 --stochastic-depth 0.1 --eval-window 512 341, for which no figure is published.
 
 On several processes: accelerate launch -m trainkit seg_ade20k_upernet ...
 
-Not as published: scales of norms and biases decay too, and the four maps go to the decoder without
-a norm of their own, which both have; another crop than 224 shifts windows in all stages.
+As published, norms do not decay, and each of the four maps has a norm of its own; biases do not
+decay here either, as in ConvNeXt's settings. Another crop than 224 shifts windows in all stages.
 
 Hardware and time: not yet measured; the authors used eight GPUs.
 
@@ -34,7 +34,8 @@ from trainkit import Recipe
 from trainkit.settings.variants import variant
 
 # What --sample changes; a setting given beside it still wins.
-SAMPLE = {**ADE20K_SAMPLE, "lr": 1e-3, "warmup_epochs": 0.5, "stochastic_depth": None}
+SAMPLE = {**ADE20K_SAMPLE, "lr": 1e-3, "warmup_epochs": 0.5, "stochastic_depth": None,
+          "map_norms": False}  # fmt: skip
 
 
 @variant(
@@ -44,6 +45,7 @@ SAMPLE = {**ADE20K_SAMPLE, "lr": 1e-3, "warmup_epochs": 0.5, "stochastic_depth":
     aux_weight=0.4,
     head_lr_mult=1.0,
     stochastic_depth=0.3,
+    map_norms=True,
 )
 def recipe(**settings: Any) -> Recipe:
     """UPerNet with a Swin-T on ADE20K, or with another backbone.

@@ -8,8 +8,11 @@ Launch: trainkit seg_cityscapes --data /path/to/data
 
 SegFormer (Xie et al., NeurIPS 2021) as mmsegmentation trains it, in windows of 1024 (its published
 B0: mIoU 76.2 %): --model hf:segformer_b0 --optimizer adamw --lr 6e-5 --weight-decay 0.01
---schedule poly:power=1.0 --epochs 430 --warmup-epochs 4 --batch-size 8 --photometric
---cat-max-ratio 0.75 --crop 1024 --eval-window 1024 768
+--no-decay-vectors --schedule poly:power=1.0 --epochs 430 --warmup-epochs 4 --batch-size 8
+--photometric --cat-max-ratio 0.75 --crop 1024 --eval-window 1024 768
+
+Crops and windows of 1024 x 512, as mmsegmentation's deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024
+has the crops: --crop 512 --crop-width 1024 --eval-window 512 341 --eval-window-width 1024.
 
 On several processes: accelerate launch -m trainkit seg_cityscapes ...
 

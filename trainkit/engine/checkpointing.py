@@ -24,6 +24,7 @@ from trainkit.engine.state import TrainState
 from trainkit.errors import UserError
 from trainkit.storage import checkpoint, packing
 from trainkit.storage.checkpoint_writer import CheckpointWriter
+from trainkit.storage.model_json import require_same_build
 from trainkit.storage.old_names import renamed_state
 from trainkit.storage.weights import load_model, require_same_names
 
@@ -155,6 +156,7 @@ class Checkpointer:
         weights, saved = checkpoint.load(path, self._likes(), verified)
         saved = renamed_state(saved)
         require_same_names(self.recipe.model, weights, path)
+        require_same_build(self.recipe.model, path)
         load_model(self.recipe.model, weights, path)
         optimizer = self.recipe.optimizer
         take_up(optimizer, saved["optimizer"], self.plan.groups)

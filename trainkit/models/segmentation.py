@@ -23,6 +23,7 @@ from trainkit.models.mask_building import is_mask_network, mask_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
 from trainkit.models.smp_networks import DECODERS, TRIAL_SIDE, smp_network
+from trainkit.models.timm_backbones import TimmMaps
 from trainkit.models.upernet import UPerNet
 from trainkit.models.vision_transformers import ViTMaps, is_vision_transformer
 from trainkit.settings.rebuildable import rebuildable
@@ -54,6 +55,7 @@ def segmenter(
     out_indices: Sequence[int] | None = None,
     image_size: int | None = None,
     stochastic_depth: float | None = None,
+    map_norms: bool = False,
 ) -> nn.Module:
     """Build the network `name` on a backbone by name, at stride 8, UPerNet and linear at 32.
 
@@ -89,6 +91,8 @@ def segmenter(
         image_size: side of the images of a backbone of timm's that takes one size alone, see
             `trainkit.models.backbones`, as the network's attribute of this name then says.
         stochastic_depth: of a backbone of timm's: rate of its last block; None: as timm has it.
+        map_norms: of upernet on a pyramid of timm's: a layer norm of each map, as Swin and ConvNeXt
+            have them for segmentation.
 
     Raises:
         UserError: name or backbone are unknown, its weights cannot be downloaded, it takes no
@@ -99,7 +103,9 @@ def segmenter(
             f"lora is {lora}, and {name} segments by masks: its decoder has no part that could stay"
             " as it is. Leave lora out, or take another network"
         )
-    heads = {"aux": aux, "se": se, "lateral": lateral}
+    if map_norms and name != "upernet":
+        raise UserError(f"map_norms is True, and {name} has none: leave it out, or take upernet")
+    heads = {"aux": aux, "se": se, "lateral": lateral, "map_norms": map_norms}
     body = {
         "out_indices": out_indices,
         "image_size": image_size,
@@ -209,6 +215,7 @@ def _for_three_channels(
     aux: bool,
     se: bool,
     lateral: bool,
+    map_norms: bool,
 ) -> nn.Module:
     if is_vision_transformer(backbone) and name not in ON_TRANSFORMERS:
         raise UserError(
@@ -224,6 +231,13 @@ def _for_three_channels(
         return _lraspp(num_classes, backbone, pretrained, asked)
     stride = 32 if name in ON_TRANSFORMERS else 8
     body = named_backbone(backbone, pretrained, stride, name == "linear", **asked)
+    if map_norms:
+        if not isinstance(body, TimmMaps):
+            raise UserError(
+                f"map_norms is True, and backbone {backbone} is no pyramid of timm's, such as"
+                " timm:swin_tiny_patch4_window7_224: give --no-map-norms"
+            )
+        body.norm_maps()
     if name == "linear":
         return Linear(body, num_classes)
     if isinstance(body, ViTMaps) and name == "dpt":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainkit.errors import UserError, first_line, is_shortage
 from trainkit.models.base import Backbone
@@ -29,7 +29,11 @@ class TimmMaps(Backbone):
     """The last four maps of a timm network built with features_only, always (N, C, H, W).
 
     patch_size, size_divisor: what the sides of its images must be divisible by.
+    differs_without: what it would be otherwise without an argument of the function that built it,
+        by the argument's name: earlier versions had none, see `require_same_build`.
     """
+
+    differs_without: Mapping[str, str] = {}
 
     def __init__(self, net: Any, size_divisor: int = 1):
         super().__init__()
@@ -37,13 +41,21 @@ class TimmMaps(Backbone):
         self.patch_size = self.size_divisor = size_divisor
         self.channels = tuple(net.feature_info.channels()[-4:])
         self.channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")  # Swin's maps
+        self.norms: nn.ModuleList | None = None
+
+    def norm_maps(self) -> None:
+        """Give each map a layer norm over its channels, of its own."""
+        self.norms = nn.ModuleList(nn.LayerNorm(each) for each in self.channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) -> the maps, see `named_maps`."""
         maps = self.net(x)[-4:]
-        return named_maps(
-            [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else maps
-        )
+        if self.norms is not None:
+            maps = maps if self.channels_last else [each.permute(0, 2, 3, 1) for each in maps]
+            maps = [norm(each) for norm, each in zip(self.norms, maps)]  # (N, H, W, C)
+        elif not self.channels_last:
+            return named_maps(maps)
+        return named_maps([each.permute(0, 3, 1, 2) for each in maps])
 
 
 def timm_pyramid(
@@ -87,6 +99,8 @@ def timm_pyramid(
             f" {stride}: take another, such as {OTHERS}"
         )
     body = TimmMaps(net, least)
+    if image_size is not None and any(_is_always_partitioned(each) for each in net.modules()):
+        body.differs_without = {"image_size": "windows are shifted in all stages"}
     for divisor, sizes in TRIALS:
         body.patch_size = body.size_divisor = whole = math.lcm(divisor, least)
         filled = [tuple(-(-side // whole) * whole for side in size) for size in sizes]
@@ -114,6 +128,11 @@ def _of_any_size(
             continue
         return net, net.feature_info.reduction()[0]  # a patch
     return timm_network(name, pretrained, **settings), 1
+
+
+def _is_always_partitioned(module: Any) -> bool:
+    """Whether it is a block of Swin that shifts its windows however small its map is."""
+    return bool(getattr(module, "always_partition", False))
 
 
 def _of_one_size(

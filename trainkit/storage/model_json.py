@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 import trainkit
 from trainkit.data.dataset_info import DatasetInfo
@@ -75,6 +75,7 @@ INSIDE = {
         "scales": NUMBERS_ABOVE_0,
         "flip": maybe(TRUTH),
         "window": maybe(or_none(POSITIVE)),
+        "window_width": maybe(or_none(POSITIVE)),
         "stride": maybe(or_none(POSITIVE)),
         "window_batch": maybe(POSITIVE),
     },
@@ -134,6 +135,31 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
             f"{file} is of format {content['format']}, of a newer trainkit; this one reads {FORMAT}"
         )
     return content
+
+
+def require_same_build(model: nn.Module, path: Path) -> None:
+    """Check that the network of the checkpoint at `path` computed what `model` computes.
+
+    A network says by an attribute `differs_without` what is otherwise in networks that an earlier
+    trainkit built, whose function did not have an argument yet.
+
+    Raises:
+        UserError: it did not.
+    """
+    built = built_by(model)
+    if built is None or built["recipe"] is not None:  # by a recipe's own function, which may change
+        return
+    found = read_model_json(path) or {}  # older ones have none
+    arguments = (found.get("network") or {}).get("arguments", {})
+    for module in model.modules():
+        for argument, what in getattr(module, "differs_without", {}).items():
+            if argument not in arguments:
+                raise UserError(
+                    f"{path} cannot be resumed: an earlier trainkit wrote it, and in its"
+                    f" {type(model).__name__} {what} now, and were not then. evaluate, predict and"
+                    " export build it as it was; to train on from its weights, begin another run"
+                    " with --init-from and --out"
+                )
 
 
 def _require_inside(content: Mapping[str, Any]) -> None:

@@ -1,11 +1,14 @@
 """timm's backbones that take images of one size or of certain sides, chosen blocks, drop path."""
 
 import importlib
+import json
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from helpers.toy_recipes import segmentation
 from trainkit.errors import UserError
 from trainkit.models.outputs import check_only_size, size_divisor
 from trainkit.models.rebuild import network_from
@@ -13,7 +16,9 @@ from trainkit.models.recognition import classifier, fine_tuned
 from trainkit.models.segmentation import segmenter
 from trainkit.models.timm_backbones import timm_pyramid
 from trainkit.models.vision_transformers import vision_transformer
+from trainkit.optim import param_groups
 from trainkit.settings.rebuildable import built_by
+from trainkit.storage.model_json import model_json, require_same_build
 
 timm = pytest.importorskip("timm")
 
@@ -258,3 +263,62 @@ def test_a_swin_without_an_image_size_is_as_it_was_published():
         expected = reference(images)[-1].permute(0, 3, 1, 2)
         assert torch.equal(earlier(images)["c4"], expected)
         assert not torch.allclose(now(images)["c4"], expected)
+
+
+def test_a_run_whose_swin_shifted_other_windows_is_not_resumed(tmp_path):
+    """It is rebuilt as it was where nothing is trained, and one of today is resumed."""
+    torch.manual_seed(0)
+    build = partial(segmenter, "linear", 7, "timm:swin_tiny_patch4_window7_224", False)
+    network = build(image_size=32)
+    recipe = segmentation(model=network, optimizer=torch.optim.SGD(network.parameters(), 0.1))
+    content = model_json(recipe)
+
+    def written():
+        (tmp_path / "model.json").write_text(json.dumps(content))
+
+    written()
+    require_same_build(network, tmp_path)
+    del content["network"]["arguments"]["image_size"]
+    written()
+    with pytest.raises(UserError, match="in its Linear windows are shifted in all stages now, and"):
+        require_same_build(network, tmp_path)
+    require_same_build(network_from(content), tmp_path)
+    (tmp_path / "model.json").unlink()  # as of a version before
+    with pytest.raises(UserError, match="cannot be resumed: an earlier trainkit wrote it"):
+        require_same_build(network, tmp_path)
+    require_same_build(segmenter("linear", 7, "timm:resnet10t", False, image_size=32), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_maps_are_normed_under_upernet(name):
+    """Over their channels, by torch's own formula; norms have no weight decay where vectors do."""
+    torch.manual_seed(0)
+    build = partial(segmenter, "upernet", 3, f"timm:{name}", False, channels=8, image_size=64)
+    plain, normed = build().eval(), build(map_norms=True).eval()
+    assert normed.load_state_dict(plain.state_dict(), strict=False).missing_keys == [
+        f"backbone.norms.{number}.{last}" for number in range(4) for last in ("weight", "bias")
+    ]
+    for norm in normed.backbone.norms:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        before, after = plain.backbone(images), normed.backbone(images)
+        for number, norm in enumerate(normed.backbone.norms, 1):
+            each, found = before[f"c{number}"], after[f"c{number}"]
+            scaled = (each - each.mean(1, True)) / (
+                each.var(1, correction=0, keepdim=True) + 1e-5
+            ).sqrt()
+            expected = scaled * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    groups = param_groups(normed, 0.1, 0.05, decay_vectors=False, layer_decay=0.9)
+    still = {id(each) for group in groups if not group["weight_decay"] for each in group["params"]}
+    assert {id(each) for each in normed.backbone.norms.parameters()} <= still
+    assert network_from({"network": built_by(normed)}).backbone.norms is not None
+
+
+def test_what_has_no_maps_to_norm_is_refused():
+    with pytest.raises(UserError, match="backbone small is no pyramid of timm's, .*--no-map-norms"):
+        segmenter("upernet", 3, "small", False, channels=8, map_norms=True)
+    with pytest.raises(UserError, match="map_norms is True, and fcn has none"):
+        segmenter("fcn", 3, "small", False, map_norms=True)
