@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
-from helpers.interruptions import resume, start, wait_for
+from helpers.interruptions import kill_all, resume, start, wait_for
 from helpers.processes import TOYS
 from helpers.toy_recipes import everything, recognition, run
 from trainkit import Options, train
@@ -27,7 +28,10 @@ from trainkit.engine import log_follower
 from trainkit.engine.log_follower import QUEUE, values_of
 from trainkit.engine.stop_signal import Stopped
 from trainkit.engine.trackers import PICTURE, TRACKERS, flat
+from trainkit.engine.tracking_process import NICE
 from trainkit.storage.checkpoint import list_checkpoints
+
+TRACKING = "trainkit.engine.tracking_process"
 
 
 class Kept(GeneralTracker):
@@ -277,6 +281,18 @@ def test_tensorboard_is_read_back(tmp_path):
     assert found == {key: n for key, n in expected_events(tmp_path).items() if "/" in key[0]}
     assert list((tmp_path / "tensorboard").glob("*/hparams.yml"))
     run("tracked", tmp_path, resume="never", track=())  # its files are no strays
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="this system has no priorities of that kind")
+def test_a_training_comes_first_where_cores_are_few(tmp_path):
+    pytest.importorskip("tensorboard")
+    process = start(tmp_path, "tracked", sleep=0.1)
+    wait_for(tmp_path / "tracked", lambda folder: (folder / "trackers.json").is_file(), process)
+    training = psutil.Process(process.pid)
+    (beside,) = [each for each in training.children() if TRACKING in each.cmdline()]
+    difference = beside.nice() - training.nice()
+    kill_all(process)
+    assert difference == NICE
 
 
 def killed_and_resumed(folder: Path, name: str, monkeypatch, tmp_path: Path) -> dict:

@@ -20,11 +20,14 @@ from typing import Any
 from trainkit.engine.log_follower import HANGS_S, Cursors, LogFollower
 from trainkit.engine.trackers import identity_of, new_identity, started
 
+NICE = 10  # where cores are few they are the training's first; what trackers start inherits it
 ABORT_S = 5.0  # for trackers to end where the training is gone
 
 
 def main() -> None:
     """Follow until the training ends."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     out = os.fdopen(int(sys.argv[1]), "w")
     asked = json.loads(sys.stdin.readline())
     run = Path(asked["run"])
