@@ -55,6 +55,17 @@ def test_a_report_without_torch(tmp_path):
     assert "one" in text and len(text) < MOST_BYTES
 
 
+def test_a_locale_of_another_encoding(tmp_path):
+    """The parts of the page have characters that are not ASCII, and are UTF-8 everywhere."""
+    folder = run_folder(tmp_path / "one")
+    add_recognition(folder)
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run(sys.executable, "-c", WITHOUT_TORCH, str(folder), cwd=ROOT, **ascii_only)
+    text, parts = (folder / "report.html").read_text(encoding="utf-8"), ROOT / "trainkit/report"
+    for name in ("report.css", "report.js"):
+        assert (parts / name).read_text(encoding="utf-8").strip() in text
+
+
 def test_what_a_report_says(tmp_path):
     folder = run_folder(tmp_path / "one", git_changed=True, git_diff_stat=" a.py | 2 +-")
     add_recognition(folder)

@@ -120,9 +120,8 @@ def render_comparison(subjects: Sequence[Subject]) -> bytes:
 @functools.cache  # compiling it takes longer than writing most reports
 def template() -> Template:
     """The page, with places for what `render` finds."""
-    parts = files("trainkit.report")
     environment = Environment(
-        loader=DictLoader({name: parts.joinpath(name).read_text() for name in TEMPLATES}),
+        loader=DictLoader({name: _part(name) for name in TEMPLATES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -130,11 +129,15 @@ def template() -> Template:
     return environment.get_template("report.html.j2")
 
 
+def _part(name: str) -> str:
+    """A file beside this one, which is UTF-8 whatever the locale's encoding is."""
+    return files("trainkit.report").joinpath(name).read_text(encoding="utf-8")
+
+
 def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, Any]) -> bytes:
     """A page with the curves of runs and what else `context` has for the template."""
     drawn = curves(runs, names)
     kinds = {mark["kind"] for run in drawn["runs"] for mark in run["marks"]}
-    parts = files("trainkit.report")
     confusion = context["confusion"]
     if confusion and confusion["matrix"]:
         confusion["matrix"] = Markup(class_results.as_json(confusion["matrix"]))
@@ -147,8 +150,8 @@ def rendered(runs: Sequence[RunData], names: Sequence[str], context: dict[str, A
         mark_kinds=[(kind, name) for kind, name in MARKS.items() if kind in kinds],
         sections=_sections(context),
         curve_data=Markup(class_results.as_json(drawn)),
-        css=Markup(parts.joinpath("report.css").read_text()),
-        script=Markup(parts.joinpath("report.js").read_text()),
+        css=Markup(_part("report.css")),
+        script=Markup(_part("report.js")),
         version=__version__,
         written=datetime.now(UTC).isoformat(" ", "minutes")[:16],
     )
