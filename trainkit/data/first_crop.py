@@ -152,7 +152,11 @@ def of_first_crop(height: int, width: int, region: Region, transform: v2.Compose
     part = region(box["top"], box["left"], box["height"], box["width"])
     image = crop.transform(part, {**box, "top": 0, "left": 0})
     for step in others:
-        is_usual_flip = type(step) is v2.RandomHorizontalFlip and step.p == 0.5
+        is_usual_flip = (
+            type(step) is v2.RandomHorizontalFlip
+            and step.p == 0.5
+            and type(image) is tv_tensors.Image  # a step may give a PIL image, or several
+        )
         image = _perhaps_flipped(image) if is_usual_flip else step(image)
     return image
 

@@ -171,6 +171,26 @@ def test_flips_are_those_of_torchvision(probability):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([v2.ToPILImage(), v2.RandomHorizontalFlip(), v2.PILToTensor()], id="Pillow"),
+        pytest.param([np.asarray, v2.RandomHorizontalFlip(), torch.from_numpy], id="NumPy"),
+        pytest.param([v2.FiveCrop(8), v2.RandomHorizontalFlip()], id="five"),
+        pytest.param([v2.ToPureTensor(), v2.RandomHorizontalFlip()], id="plain"),
+    ],
+)
+def test_flips_of_what_is_no_image_of_torchvision(others):
+    transform, data = v2.Compose([RandomResizedCrop(16), *others]), KINDS["4:2:0, baseline"]
+    for seed in range(8):  # some are flipped
+        torch.manual_seed(seed)
+        expected = transform(read_pixels(data, USUAL))
+        torch.manual_seed(seed)
+        found = read_transformed(data, USUAL, transform)
+        assert type(found) is type(expected) and len(found) == len(expected)
+        assert all(torch.equal(*each) for each in zip(found, expected))
+
+
 def test_images_of_other_channels_are_read_whole():
     grey, pixels = train_transform(16), PixelSettings(channels=1)
     torch.manual_seed(3)
