@@ -59,8 +59,8 @@ def read_transformed(
 
 
 def may_read_regions() -> bool:
-    """Whether a region of a file can be decoded alone here: it leaves a decoder's warnings out."""
-    return turbojpeg() is not None and notes() is None
+    """Whether a region of a file may be decoded alone: it leaves a decoder's warnings out."""
+    return notes() is None
 
 
 def jpeg_regions(data: bytes, name: str | None) -> tuple[int, int, Region] | None:
@@ -74,8 +74,11 @@ def jpeg_regions(data: bytes, name: str | None) -> tuple[int, int, Region] | Non
         Height and width of the image, and what gives a region of it, see `of_first_crop`; None for
         a file that is decoded whole.
     """
-    library, frame = turbojpeg(), jpeg_frame(data) if data.startswith(JPEG) else None
-    if library is None or frame is None or not has_region(data, frame):
+    # the library is looked for where there is a JPEG for it
+    if not data.startswith(JPEG) or (library := turbojpeg()) is None:
+        return None
+    frame = jpeg_frame(data)
+    if frame is None or not has_region(data, frame):
         return None
 
     def region(top: int, left: int, height: int, width: int) -> Tensor:

@@ -30,9 +30,11 @@ _DEFLATED_BYTES_PER_BYTE = 1032  # what deflate can do at best: 258 bytes by two
 # A baseline or progressive JPEG spends at least one bit on the 64 pixels of a block: 512 pixels a
 # byte.
 JPEG_PIXELS_PER_BYTE = 512
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
+_PROGRESSIVE = 0xC2
+_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)  # baseline, extended; with Huffman codes
 _PICTURE_BEGINS = 0xDA  # after the last segment of the header
 _EXIF = (0xE1, b"Exif\0\0")  # the segment, and how it begins
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # how its values begin, and their bytes' order
 _ORIENTATION = 274  # tag of EXIF
 
 
@@ -167,7 +169,9 @@ class JpegFrame(NamedTuple):
         channels: 1 of grey, 3 of colours, 4 of inks.
         sampling: how many pixels share a sample of the other channels than the first, across and
             down; (0, 0) where these differ.
-        orientation: of its EXIF, 1 where it has none, 0 where that cannot be read.
+        orientation: of its EXIF, 1 where it has none, 0 where that cannot be read; of several the
+            first that is not 1.
+        progressive: whether the pixels come in several scans, each finer than the last.
     """
 
     bits: int
@@ -176,6 +180,7 @@ class JpegFrame(NamedTuple):
     channels: int
     sampling: tuple[int, int]
     orientation: int
+    progressive: bool
 
 
 def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
@@ -186,12 +191,15 @@ def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
             return None if frame is None else frame._replace(orientation=orientation)
         if marker in _FRAMES and frame is None:
             try:
-                frame = _frame(data, place)
+                frame = _frame(data, place, marker == _PROGRESSIVE)
             except IndexError:  # the file ends there
                 return None
-        elif marker == _EXIF[0] and data[place + 2 : place + 8] == _EXIF[1]:
+        elif marker == _EXIF[0] and orientation == 1:
             length = int.from_bytes(data[place : place + 2], "big")
-            orientation = _orientation(bytes(data[place + 8 : place + length]))
+            body = bytes(data[place + 8 : place + length])
+            # torchvision turns by the first segment of this marker, whatever its name
+            if data[place + 2 : place + 8] == _EXIF[1] or body[:4] in _ORDERS:
+                orientation = _orientation(body)
     return None
 
 
@@ -207,19 +215,19 @@ def _jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
 
 
-def _frame(data: bytes | bytearray, place: int) -> JpegFrame:
+def _frame(data: bytes | bytearray, place: int, progressive: bool) -> JpegFrame:
     bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 2)
     own = place + 8
     samples = [divmod(data[own + 3 * channel + 1], 16) for channel in range(channels)]
     first = samples[0] if samples else (0, 0)
     shared = channels == 1 or set(samples[1:]) == {(1, 1)}
     sampling = (1, 1) if channels == 1 else first if shared else (0, 0)
-    return JpegFrame(bits, height, width, channels, sampling, 1)
+    return JpegFrame(bits, height, width, channels, sampling, 1, progressive)
 
 
 def _orientation(exif: bytes) -> int:
     """The orientation of EXIF, 1 where it has none, 0 where it cannot be read."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    order = _ORDERS.get(exif[:4])
     if order is None:
         return 0
     try:

@@ -1,6 +1,9 @@
 """Crops that are decoded alone are those of the whole image, bit for bit."""
 
 import io
+import platform
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from trainkit.data import first_crop
 from trainkit.data.bands import USUAL, PixelSettings, read_pixels
 from trainkit.data.datasets.folder import ClassFolder, MaskFolder
 from trainkit.data.first_crop import (
@@ -30,6 +34,10 @@ from trainkit.errors import DataError
 
 needs_library = pytest.mark.skipif(
     turbojpeg() is None, reason='needs libturbojpeg 3, as of pip install "trainkit[region]"'
+)
+# What the wheel of the extras `region` and `test` is for, see setup.cfg.
+HAS_WHEEL = (
+    sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 )
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 
@@ -55,6 +63,22 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+def with_exif(data: bytes, *orientations: int, name: bytes = b"Exif") -> bytes:
+    """A JPEG with a segment of EXIF for each, in this order."""
+    segments = b""
+    for orientation in orientations:
+        body = name + b"\0\0" + turned(orientation).tobytes().removeprefix(b"Exif\0\0")
+        segments += b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+    return data[:2] + segments + data[2:]
+
+
+def first_scans(data: bytes, number: int) -> bytes:
+    """A progressive JPEG of which the other scans were not sent, with its end."""
+    begins = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    assert number < len(begins)
+    return data[: begins[number]] + b"\xff\xd9"
+
+
 def kinds() -> dict[str, bytes]:
     """JPEGs of every kind, with sides that are no multiples of a block's."""
     found = {
@@ -63,23 +87,63 @@ def kinds() -> dict[str, bytes]:
         for how in ("baseline", "progressive")
     }
     found |= {f"EXIF {way}": jpeg(photo(75, 90), exif=turned(way)) for way in range(1, 9)}
-    damaged = turned(6).tobytes()
+    for name, number in (*SAMPLINGS.items(), ("grey", None)):
+        image = photo(103, 97, "L" if number is None else "RGB")
+        sampling = {} if number is None else {"subsampling": number}
+        data = jpeg(image, progressive=True, **sampling)
+        found[f"{name}, progressive, scans missing"] = first_scans(data, 2)
+    damaged, small = turned(6).tobytes(), jpeg(photo(75, 90))
     return found | {
         "grey": jpeg(photo(101, 64, "L")),
         "inks": jpeg(photo(50, 41, "CMYK")),
         "one pixel": jpeg(photo(1, 1)),
         "a row": jpeg(photo(200, 1)),
         "restart markers": jpeg(photo(90, 70), restart_marker_blocks=3),
+        "EXIF 6, then 1": with_exif(small, 6, 1),
+        "EXIF 1, then 6": with_exif(small, 1, 6),
+        "EXIF in capitals": with_exif(small, 6, name=b"EXIF"),
         "damaged EXIF": jpeg(photo(60, 70), exif=damaged[:9] + b"?" + damaged[10:]),
         "an appendix": jpeg(photo(61, 47)) + b"more",
     }
 
 
 KINDS = kinds()
+ALONE = {f"{name}, baseline" for name in SAMPLINGS}  # kinds of which a region can be decoded
+ALONE |= {"EXIF 1", "grey", "one pixel", "a row", "restart markers"}
+
+
+class Noting(TurboJpeg):
+    """The library, and the files that it decoded a region of."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.files: set[bytes] = set()
+
+    def region(self, data: bytes, *place) -> Tensor | None:
+        found = super().region(data, *place)
+        if found is not None:
+            self.files.add(data)
+        return found
+
+
+@pytest.fixture
+def decoded_alone(monkeypatch) -> set[bytes] | None:
+    """The files that a region was decoded of; None where there is no library."""
+    library = turbojpeg()
+    if library is None:
+        return None
+    noting = Noting(library.path)
+    monkeypatch.setattr(first_crop, "turbojpeg", lambda: noting)
+    return noting.files
+
+
+@pytest.mark.skipif(not HAS_WHEEL, reason="the wheel is for Linux, x86-64 and Python up to 3.13")
+def test_the_library_of_the_extra_is_used():
+    assert turbojpeg() is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crops_and_draws_are_those_of_the_whole_image(kind):
+def test_crops_and_draws_are_those_of_the_whole_image(kind, decoded_alone):
     transform, data = train_transform(24, jitter=(0.4,)), KINDS[kind]
     for seed in range(12):
         torch.manual_seed(seed)
@@ -89,6 +153,7 @@ def test_crops_and_draws_are_those_of_the_whole_image(kind):
         found = read_transformed(data, USUAL, transform)
         assert torch.equal(found, expected) and type(found) is type(expected)
         assert torch.equal(torch.rand(3), drawn)
+    assert decoded_alone in (None, {data} if kind in ALONE else set())
 
 
 def test_class_folders_give_the_same_images(tmp_path):
@@ -205,7 +270,7 @@ def whole(data: bytes) -> Tensor:
 
 
 @needs_library
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] == "4" or kind == "grey"])
+@pytest.mark.parametrize("kind", sorted(ALONE))
 def test_every_region_is_that_of_the_whole(kind):
     data, library = KINDS[kind], turbojpeg()
     frame = jpeg_frame(data)
@@ -239,9 +304,7 @@ def test_kinds_that_are_decoded_whole():
         kind: (frame := jpeg_frame(data)) is not None and has_region(data, frame)
         for kind, data in KINDS.items()
     }
-    refused = {kind for kind, has in regions.items() if not has}
-    turns = {f"EXIF {way}" for way in range(2, 9)}
-    assert refused == {"inks", "damaged EXIF", "an appendix", *turns}
+    assert {kind for kind, has in regions.items() if has} == ALONE
     data = KINDS["4:2:0, baseline"]
     frame = jpeg_frame(data)
     assert not has_region(data[:-1], frame) and not has_region(data[:-300], frame)
@@ -261,8 +324,26 @@ def test_a_library_of_other_pixels_is_not_used():
         def region(self, *place) -> None:
             return None
 
+    class Failing(TurboJpeg):
+        def region(self, *place) -> None:
+            raise RuntimeError("built without JPEG")  # as torchvision's decoder, where it was
+
     path = turbojpeg().path
-    assert agrees(TurboJpeg(path)) and not agrees(Brighter(path)) and not agrees(Refusing(path))
+    assert agrees(TurboJpeg(path))
+    assert not any(agrees(other(path)) for other in (Brighter, Refusing, Failing))
+
+
+def test_the_library_is_looked_for_where_there_is_a_jpeg(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    photo(40, 30).save(tmp_path / "images" / "one.png")
+    Image.new("L", (40, 30)).save(tmp_path / "masks" / "one.png")
+    turbojpeg.cache_clear()
+    read_transformed(tmp_path / "images" / "one.png", USUAL, train_transform(16))
+    MaskFolder(tmp_path / "images", tmp_path / "masks", 3, pairs_transform(40, 16))[0]
+    assert turbojpeg.cache_info().currsize == 0
+    read_transformed(KINDS["grey"], USUAL, train_transform(16))
+    assert turbojpeg.cache_info().currsize == 1
 
 
 @needs_library
@@ -286,7 +367,7 @@ def test_a_file_that_is_no_library_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"photometric": True}, {"cat_max_ratio": 0.6}])
-def test_pairs_are_those_of_whole_images(tmp_path, settings):
+def test_pairs_are_those_of_whole_images(tmp_path, settings, decoded_alone):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     kinds = ("4:2:0, baseline", "4:2:2, progressive", "grey", "EXIF 6", "EXIF 1", "inks")
@@ -307,6 +388,7 @@ def test_pairs_are_those_of_whole_images(tmp_path, settings):
             )
             assert torch.equal(image, other) and torch.equal(mask, labels)
             assert type(image) is type(mask) is Tensor and image.stride() == other.stride()
+    assert decoded_alone in (None, {KINDS[kind] for kind in kinds if kind in ALONE})
 
 
 def test_pairs_are_refused_by_name(tmp_path):
