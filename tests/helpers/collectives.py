@@ -30,15 +30,25 @@ if __name__ == "__main__":
     out, name, *rest = sys.argv[1:]
     rank, last = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
     steps: list[list] = []
+    watching = []
 
-    def watch(training, batches):
+    def record(batches):
         for step, batch in enumerate(batches):
             if rest == [str(step)] and rank == last:
                 os.kill(os.getpid(), signal.SIGTERM)
-            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+            profiled = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+            profiled.start()
+            try:
                 yield batch
-            events = sorted(profiled.events(), key=lambda event: event.time_range.start)
-            steps.append([collectives(each) for each in events if each.name.startswith("gloo:")])
+            finally:  # also where no other batch is asked for
+                profiled.stop()
+                events = sorted(profiled.events(), key=lambda event: event.time_range.start)
+                own = [collectives(each) for each in events if each.name.startswith("gloo:")]
+                steps.append(own)
+
+    def watch(training, batches):
+        watching.append(record(batches))
+        return watching[-1]
 
     build, options = RUNS[name]
     seed_host(5)
@@ -52,4 +62,6 @@ if __name__ == "__main__":
     except SystemExit as stopped:
         print(f"exit code {stopped.code}")
     finally:
+        for each in watching:
+            each.close()
         (Path(out) / f"collectives-{rank}.json").write_text(json.dumps(steps))

@@ -266,6 +266,20 @@ def with_batch_norm() -> Recipe:
     return replace(recipe, optimizer=torch.optim.SGD(groups, lr=0.1))
 
 
+class FreezesNorm(Recognition):
+    """Batch norm counts in the first step alone, and is in evaluation mode after it."""
+
+    def at_step(self, model: nn.Module, step: int, total_steps: int) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(model.training and step == 0)
+
+
+def freezes_norm() -> Recipe:
+    """Four steps that train with statistics, which must be the same in all processes."""
+    return replace(with_batch_norm(), task=FreezesNorm(CLASSES), epochs=1)
+
+
 def everything(**changes) -> Recipe:
     """Mixup, dropout, batch norm and averaged weights: all that could be random or remembered."""
     values = {"dropout": 0.3, "mix": Mixup(0.4, CLASSES), "epochs": 3, "ema": 0.9, **changes}
@@ -460,6 +474,7 @@ RUNS = {
     "segmentation-mixup-2": (mixed_masks, {"micro_batch": 2}),
     "segmentation-lonely": (lambda: segmentation(num_images=25), {}),
     "batch-norm": (with_batch_norm, {}),
+    "freezes-norm": (freezes_norm, {"checkpoint_every": 2}),
     "batch-norm-averaged": (averaged_with_norm, {}),
     "batch-norm-windows": (lambda: averaged_with_norm(Inference(window=8, stride=4)), {}),
     "errors": (with_errors, {}),

@@ -50,9 +50,7 @@ def use_whole_host() -> None:
         keep_freed_memory()
 
 
-def start_accelerator(
-    static_graph: bool = False, timeout_s: int = 600, broadcast_buffers: bool = True
-) -> Accelerator:
+def start_accelerator(static_graph: bool = False, timeout_s: int = 600) -> Accelerator:
     """Make the Accelerator of this process, with all processes in one group.
 
     Precision and everything else come from the launcher (`accelerate launch`, `accelerate config`).
@@ -61,7 +59,6 @@ def start_accelerator(
     Args:
         static_graph: DDP's setting.
         timeout_s: of a collective operation, in seconds.
-        broadcast_buffers: DDP's setting: all processes get those of process 0 before each step.
 
     Raises:
         UserError: the launcher started other processes than the group has, or an engine that the
@@ -79,11 +76,7 @@ def start_accelerator(
     if on_cpu:
         _join_afresh(timeout)
     # Gradients as views of what is sent: no second copy of them.
-    ddp = DistributedDataParallelKwargs(
-        gradient_as_bucket_view=True,
-        static_graph=static_graph,
-        broadcast_buffers=broadcast_buffers,
-    )
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph)
     joining = InitProcessGroupKwargs(timeout=timeout)
     try:
         handlers = [ddp, joining, *_float8()]

@@ -230,8 +230,8 @@ def reshard(model: nn.Module) -> None:
 def agree_on_buffers(model: nn.Module) -> None:
     """Give all processes the buffers of process 0, as a checkpoint holds them.
 
-    Batch norm saw another part of the batch in each. DDP agrees on them before a training's forward
-    pass, and not before each of an evaluation.
+    Batch norm saw another part of the batch in each. DDP agrees on them before a step's first
+    forward pass, and not before those of an evaluation.
     """
     if dist.is_initialized():
         for buffer in model.buffers():

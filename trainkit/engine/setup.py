@@ -3,14 +3,11 @@
 import copy
 from typing import Any
 
-from torch import nn
-
 from trainkit.data.dataset_info import opened
 from trainkit.data.repeatability import require_drawing_nothing
 from trainkit.data.workers import choose_workers
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.distributed.buffers import train_without_buffers
 from trainkit.distributed.fsdp import Sharding
 from trainkit.engine.distillation import Distillation
 from trainkit.engine.introduction import Introduction
@@ -60,12 +57,7 @@ class Setup:
         self.distillation = Distillation.asked(recipe, options)
         self.recipe = recipe
         self.options = options
-        modules = [
-            each for each in (recipe.model, recipe.task.given) if isinstance(each, nn.Module)
-        ]
-        self.accelerator = start_accelerator(
-            options.static_graph, options.timeout_s, not train_without_buffers(modules)
-        )
+        self.accelerator = start_accelerator(options.static_graph, options.timeout_s)
         self.display = Display(self.accelerator.is_main_process)
         self.plan = TrainPlan(recipe, options, self.accelerator.num_processes)
         self.workers = choose_workers(options.workers, self.accelerator.num_processes)
