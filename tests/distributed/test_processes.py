@@ -2,15 +2,23 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from helpers.logs import assert_same_results, assert_same_training, rows, without_intervals
+from helpers.logs import (
+    assert_bit_equal,
+    assert_same_results,
+    assert_same_training,
+    rows,
+    without_intervals,
+)
 from helpers.processes import PATIENCE, TESTS, TOYS, Script, forked_script, torchrun
 from helpers.processes import run as run_command
 from helpers.toy_recipes import RUNS, run, write_parquet
@@ -18,6 +26,7 @@ from trainkit import evaluate
 from trainkit.data.sampler import TrainOrder
 from trainkit.data.workers import choose_workers
 from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.launcher import place_on_host
 from trainkit.storage.checkpoint import list_checkpoints
 
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1",
@@ -121,6 +130,101 @@ def test_an_evaluation_sees_one_model(together, number, name):
     final = json.loads((folder / "summary.json").read_text())["final"]
     measured = without_intervals(evaluate(RUNS[name][0](), weights, workers=0))
     assert_same_results({key: value for key, value in measured.items() if key in final}, final)
+
+
+@pytest.fixture(scope="module")
+def freezes_norm(tmp_path_factory):
+    """A run of four steps in two processes, with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("freezes-norm")
+    torchrun(2, TOYS, folder, "freezes-norm")
+    return folder / "freezes-norm"
+
+
+def unfinished(run: Path, to: Path) -> Path:
+    """A copy of a run as if its end had not come."""
+    shutil.copytree(run, to, symlinks=True)
+    (to / "summary.json").unlink()
+    return to
+
+
+def test_a_norm_that_freezes_trains_on_as_if_not_stopped(tmp_path, freezes_norm):
+    """Statistics that a step reads are the first process's in all, as those of a checkpoint are."""
+    cut = unfinished(freezes_norm, tmp_path / "freezes-norm")
+    shutil.rmtree(cut / "checkpoints" / "step-000000004")
+    assert "resuming from step-000000002" in torchrun(2, TOYS, tmp_path, "freezes-norm").stdout
+    assert_bit_equal(freezes_norm, cut)
+
+
+UNREADABLE = """
+import errno, os, sys, traceback; sys.path.insert(0, {tests!r})
+from pathlib import Path
+from helpers.toy_recipes import run
+from trainkit.errors import is_of_one_process
+
+def look(event, arguments):
+    if event != "open" or os.environ["RANK"] not in os.environ["BLIND"]:
+        return
+    path = Path(str(arguments[0]))
+    if path.parent.name == "step-000000004":
+        within = {{frame.name for frame in traceback.extract_stack()}}
+        if "hashed" in sys.argv and "_sha256" in within:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if "loaded" in sys.argv and "load" in within and path.name == "state.json":
+            raise ValueError("torn")
+
+sys.addaudithook(look)
+try: run("freezes-norm", Path(sys.argv[1]))
+except ValueError as error:
+    # at once, as two write
+    os.write(1, f"SAID {{error}} ALONE {{is_of_one_process(error)}}\\n".encode())
+    sys.exit(2)
+"""
+
+
+def resumed(folder: Path, run: Path, when: str, blind: str, code: int = 2) -> str:
+    """What is printed where these processes cannot read the newest checkpoint when it is ..."""
+    script = folder / "script.py"
+    script.write_text(UNREADABLE.format(tests=str(TESTS)))
+    return torchrun(2, script, run, when, BLIND=blind, code=code).stdout
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_not_skipped(tmp_path, freezes_norm):
+    """It is whole, and going back to the one before would remove it."""
+    out = unfinished(freezes_norm, tmp_path / "run")
+    log = (out / "log.jsonl").read_text()
+    printed = resumed(tmp_path, out, "hashed", blind="1")
+    assert f"SAID process 1 cannot read checkpoint {out}/checkpoints/step-000000004, " in printed
+    assert " cannot be read: Input/output error. Run the same" in printed
+    assert "ALONE False" in printed, "all have it, and the main process reports it"
+    assert (out / "log.jsonl").read_text() == log
+    assert [path.name[-1] for path in list_checkpoints(out / "checkpoints")] == ["2", "4"]
+
+
+@pytest.mark.nightly
+def test_a_checkpoint_that_the_main_process_cannot_read_is_skipped(tmp_path, freezes_norm):
+    out = unfinished(freezes_norm, tmp_path / "run")
+    printed = resumed(tmp_path, out, "hashed", blind="0 1", code=0)
+    assert "checkpoint step-000000004 is damaged and skipped: " in printed
+    assert "resuming from step-000000002" in printed
+    assert_bit_equal(freezes_norm, out)
+
+
+@pytest.mark.nightly
+def test_a_process_says_itself_what_it_alone_cannot_load(tmp_path, freezes_norm):
+    """After all have hashed the files."""
+    out = unfinished(freezes_norm, tmp_path / "run")
+    printed = resumed(tmp_path, out, "loaded", blind="1")
+    assert "step-000000004 is damaged: ValueError: torn ALONE True" in printed
+
+
+def test_processes_of_a_host_share_out_its_files(monkeypatch):
+    """Where the launcher does not say which they are, each reads them all."""
+    monkeypatch.setenv("RANK", "11")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert place_on_host() == (3, 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert place_on_host() == (0, 1)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -262,6 +366,7 @@ def test_the_main_process_decides_for_all(tmp_path):
     script.write_text("""
 import os
 from trainkit.distributed.accelerator import start_accelerator
+from trainkit.distributed.launcher import place_on_host
 from trainkit.engine.run_opening import on_main_process
 from trainkit.engine.stop_signal import Stopped
 from trainkit.errors import UserError

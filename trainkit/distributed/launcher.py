@@ -52,6 +52,18 @@ def rank() -> int:
     return int(text) if text.isdigit() else 0
 
 
+def place_on_host() -> tuple[int, int]:
+    """This process's number among those of its host, from 0, and how many they are.
+
+    (0, 1), as if it were alone there, where the launcher does not say both.
+    """
+    try:
+        number, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
+    return (number, processes) if 0 <= number < processes else (0, 1)
+
+
 def launcher() -> int | None:
     """Process id of the launcher that started this process; None where none did.
 

@@ -21,7 +21,7 @@ from trainkit.engine.optimizer_state import (
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.setup import Setup
 from trainkit.engine.state import TrainState
-from trainkit.errors import UserError
+from trainkit.errors import UserError, may_fail_alone
 from trainkit.storage import checkpoint, packing
 from trainkit.storage.checkpoint_writer import CheckpointWriter
 from trainkit.storage.model_json import require_same_build
@@ -153,7 +153,8 @@ class Checkpointer:
             evaluation: the last one that the log has, a row of it.
             verified: whether the processes have verified it between them.
         """
-        weights, saved = checkpoint.load(path, self._likes(), verified)
+        with may_fail_alone():  # each process reads files of its own
+            weights, saved = checkpoint.load(path, self._likes(), verified)
         saved = renamed_state(saved)
         require_same_names(self.recipe.model, weights, path)
         require_same_build(self.recipe.model, path)

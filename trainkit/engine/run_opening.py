@@ -17,6 +17,7 @@ from trainkit import files
 from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.sampler import DRAWN
 from trainkit.distributed.accelerator import fail_first, fail_last
+from trainkit.distributed.launcher import place_on_host
 from trainkit.engine.early_stopping import EarlyStopping
 from trainkit.engine.setup import Setup
 from trainkit.engine.stop_signal import FAILED, Stopped
@@ -150,14 +151,30 @@ def _find(setup: Setup, run: RunFolder, order: int) -> Found:
 
 
 def _last_checkpoint(accelerator: Accelerator, run: RunFolder) -> tuple[Path | None, list[str]]:
-    """`RunFolder.last_checkpoint`, of several processes, each of which hashes some of the files."""
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    if processes == 1:
+    """`RunFolder.last_checkpoint`, of several processes: those of a host share out the hashing.
+
+    Each host hashes all that it reads, as a file may be damaged on the way to one of them.
+
+    Raises:
+        UserError: one process cannot read a checkpoint that is whole, and that going back to the
+            one before would lose.
+    """
+    if accelerator.num_processes == 1:
         return run.last_checkpoint()
+    turn, turns = place_on_host()
 
     def verified(path: Path) -> str | None:
-        faults = gather_object([checkpoint.verify(path, rank, processes)])
-        return next((fault for fault in faults if fault is not None), None)
+        faults = gather_object([checkpoint.verify(path, turn, turns)])
+        found = next(((rank, each) for rank, each in enumerate(faults) if each is not None), None)
+        if found is None:
+            return None
+        fault = on_main_process(accelerator, lambda: checkpoint.verify(path))
+        if fault is None:
+            raise UserError(
+                f"process {found[0]} cannot read checkpoint {path}, which is whole for the main"
+                f" process: {found[1]}. Run the same command again when its disk is back"
+            )
+        return fault
 
     paths = on_main_process(accelerator, lambda: checkpoint.list_checkpoints(run.checkpoints))
     return run.last_checkpoint(paths=paths, verified=verified)
