@@ -9,6 +9,8 @@ import torch
 from trainkit.data.permutation import hashed
 from trainkit.data.seeding import fold
 
+MOST_IMAGES = 3_037_000_499  # n draws of n images each have an index below n * n, within 63 bits
+
 
 @dataclass(frozen=True)
 class Balanced:
@@ -62,7 +64,7 @@ class ComputedDraws:
 
     Args:
         balanced: classes and their images.
-        num_images: of the dataset, and draws of an epoch.
+        num_images: of the dataset, and draws of an epoch, at most `MOST_IMAGES`.
         key: of seed and epoch, below 2^64.
     """
 

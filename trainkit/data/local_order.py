@@ -81,7 +81,7 @@ class LocalOrder:
         self._bounds = np.concatenate([[0], self._ends])[bounds]  # of the sequences: (S + 1,)
         self._sizes = np.diff(self._bounds)  # images of each sequence: (S,)
         self._num_images = int(self._bounds[-1])
-        self._within = lru_cache(maxsize=4 * number)(self._draw_within)
+        self._within = lru_cache(maxsize=2 * number)(self._draw_within)
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """The image indices at `places` of the order: int64 of the same shape (P,)."""

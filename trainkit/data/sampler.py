@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from trainkit.data.balanced_draws import Balanced, ComputedDraws
+from trainkit.data.balanced_draws import MOST_IMAGES, Balanced, ComputedDraws
 from trainkit.data.computed_order import ComputedOrder
 from trainkit.data.local_order import Locality
 from trainkit.data.seeding import ORDER, fold
@@ -101,6 +101,11 @@ class TrainOrder:
         if self.micro_batch is not None and self.micro_batch < self.unit:
             raise UserError(
                 f"micro_batch is {self.micro_batch}; it must be at least {self.unit} here"
+            )
+        if self.balanced is not None and self.num_images > MOST_IMAGES:
+            raise UserError(
+                f"train_data has {self.num_images:,} images, and sampler balanced draws from"
+                f" {MOST_IMAGES:,} at most: leave it out"
             )
         if self.batch_size % self.repeats:
             raise UserError(

@@ -1,7 +1,9 @@
 """Orders of streamed files and balanced draws, computed for the places asked for."""
 
+import math
 import random
 import tracemalloc
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -11,6 +13,7 @@ from scipy import stats
 
 from trainkit.data.local_order import LocalOrder
 from trainkit.data.sampler import MOST_DRAWN, Balanced, Locality, TrainOrder
+from trainkit.errors import UserError
 
 
 def laid_out(lengths, num_interleaved, batch_size, key, order_of) -> list[int]:
@@ -119,10 +122,37 @@ def test_balanced_draws_are_of_all_classes_and_images_alike():
     assert not torch.equal(order.epoch(1) % 30_000, images)
 
 
+def test_orders_are_those_that_runs_began_with():
+    """Literally, of both versions: another order would change every run in progress."""
+    first = {
+        (name, version): of(version=version).epoch(1)[:8].tolist()
+        for name, of in (("streamed", streamed), ("balanced", partial(balanced, 200)))
+        for version in (1, 2)
+    }
+    assert first == {
+        ("streamed", 1): [40, 41, 42, 2, 29, 6, 20, 199],
+        ("streamed", 2): [75, 93, 96, 81, 101, 69, 104, 19],
+        ("balanced", 1): [165, 50, 20, 90, 109, 39, 79, 113],
+        ("balanced", 2): [17, 270, 523, 686, 936, 1099, 1269, 1569],
+    }
+
+
 def test_new_runs_of_many_images_compute_them():
     few, many = MOST_DRAWN, MOST_DRAWN + 1
+    some = Balanced(torch.tensor([5]), torch.tensor([1]))
     for size, version in ((few, 1), (many, 2)):
         assert TrainOrder(size, 8, 0, locality=Locality((size,), 1)).newest_version == version
+        assert TrainOrder(size, 8, 0, balanced=some).newest_version == version
+
+
+def test_more_draws_than_indices_are_refused():
+    """Draw n - 1 of n images has an index up to n * n - 1."""
+    few = Balanced(torch.tensor([5]), torch.tensor([1]))
+    size = math.isqrt(2**63 - 1)
+    order = TrainOrder(size, 8, 0, version=2, balanced=few)
+    assert order.indices(0, np.array([size - 1])) == [5 + (size - 1) * size]
+    with pytest.raises(UserError, match="3,037,000,500 images, and sampler balanced draws from"):
+        TrainOrder(size + 1, 8, 0, version=2, balanced=few)
 
 
 @pytest.mark.parametrize("kind", ["streamed", "balanced"])
