@@ -6,8 +6,8 @@
 The work is that of `step_overhead.py --work mlp`. The functions that make a step are compiled once
 more with a note of the time after each of their statements; what lies between two notes belongs to
 the second one, so that everything counts somewhere: a statement that is not noted itself, or is in
-another function, to the next one that is. A note's own time is taken off. A figure is the tenth
-percentile of the steps, which other programs disturb least; of a statement that is not reached in
+another function, to the next one that is. A note's own time is taken off. Results are tenth
+percentiles of the steps, which other programs disturb least; of a statement that is not reached in
 every step, such as a row of the log, its share of a step.
 """
 
@@ -33,7 +33,7 @@ from _results import Results, add_option
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trainkit.engine import loop, oom, step, task_module
+from trainkit.engine import exchange, loop, oom, step, task_module
 from trainkit.tasks import recognition
 
 WARM_UP = 500  # steps that are not counted
@@ -43,9 +43,11 @@ OURS = [
     (loop, None, "_train_to_the_end"),
     (loop, None, "_save_and_evaluate"),
     (step, "Stepper", "__call__"),
-    (step, "Stepper", "_counts"),
+    (step, "Stepper", "_start_counting"),
     (step, "Stepper", "_gradients"),
     (step, "Stepper", "_forward_backward"),
+    (exchange, "Exchange", "start"),
+    (exchange, "Exchange", "counts"),
     (oom, "OomFallback", "gradients"),
     (task_module, "TaskModule", "forward"),
     (recognition, "Recognition", "counts"),
