@@ -78,7 +78,7 @@ class Options:
     on_bad_image: Literal["stop", "skip"] = "stop"
     """unusable training image, mask or label: stop, or list it and use the next one in the order"""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """failure to write to the run's folder: stop after the step, or train on without saving"""
+    """failure to write to the run's folder: stop, or train on without saving"""
     async_checkpoint: bool = False
     """write checkpoints in the background; a kill may lose the steps taken during the writing"""
     checkpoint_format: Literal["full", "sharded"] = "full"

@@ -15,7 +15,7 @@ class Exchange:
     """
 
     def __init__(self, num_processes: int, stop: StopFlag):
-        """Ask on behalf of `num_processes` processes; `stop` hears what they said."""
+        """Ask on behalf of `num_processes` processes; `stop` hears who is to stop."""
         self._num_processes = num_processes
         self._stop = stop
         self._summed: Tensor | None = None  # (K + 1,), the last of which counts who is to stop

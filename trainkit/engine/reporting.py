@@ -265,7 +265,7 @@ class Reporter:
             self.cannot_write(OSError(message))
 
     def cannot_write(self, error: OSError) -> None:
-        """Stop all processes after the step, or continue without it: `--on-save-error`."""
+        """Stop all processes, see `StopFlag`, or continue without it: `--on-save-error`."""
         if self.options.on_save_error == "stop":
             self.write_error = self.write_error or error
             self.stop.ask(FAILED)
