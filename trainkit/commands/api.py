@@ -36,6 +36,7 @@ from trainkit.recipe import Recipe
 from trainkit.storage.hub_download import is_hub_name
 from trainkit.storage.locks import posix_locks
 from trainkit.storage.lookup import find_weights, located
+from trainkit.storage.model_json import require_same_build
 from trainkit.storage.recipe_source import RecipeSource
 from trainkit.storage.run_settings import check_same_classes
 from trainkit.storage.setting_values import plain, read_settings_as
@@ -164,7 +165,7 @@ def evaluate(recipe: RecipeLike, weights: str | Path | None = None, **given: Any
 
     Raises:
         UserError: a keyword that is none of these; the weights do not fit the model, or are of a
-            run with other classes.
+            run with other classes, or of a network that an earlier version built otherwise.
         MissingFileError: there are no weights.
     """
     _refuse_while_loading("evaluate")
@@ -173,6 +174,7 @@ def evaluate(recipe: RecipeLike, weights: str | Path | None = None, **given: Any
             _, named = split_keywords("evaluate", None, given)
             found, run = find_weights(_weights(recipe, weights))
             check_same_classes(run, recipe.task)
+            require_same_build(recipe.model, found, resumed=False)
             return measure(lambda: recipe, found, run, {}, EvaluateOptions(**named))
         trained, asked = _find_trained(recipe, weights, given)
         return measure(trained.build, trained.weights, trained.run, trained.settings, asked)

@@ -21,9 +21,9 @@ from trainkit.display.terminal import Display
 from trainkit.engine.task_module import set_step
 from trainkit.errors import MissingFileError, UserError
 from trainkit.models.building import no_larger_than
-from trainkit.models.hf_config import recorded_networks
 from trainkit.models.lora import merged
 from trainkit.models.pretrained import without_pretrained
+from trainkit.models.recorded import recorded_networks
 from trainkit.options import WeightsOptions
 from trainkit.prediction.loading import Source
 from trainkit.prediction.model_info import ModelInfo
@@ -72,6 +72,9 @@ class Trained:
     def build(self, merge: bool = False) -> Recipe:
         """Build the recipe, without fetching published weights that the run replaces.
 
+        Its network is the one that the weights were trained with, also where that of an earlier
+        version had other windows (Swin).
+
         Args:
             merge: without adapters (LoRA), which are merged into the weights as these are loaded.
 
@@ -84,7 +87,7 @@ class Trained:
                 around.enter_context(merged())
             if not self.partial:
                 around.enter_context(without_pretrained())
-                around.enter_context(recorded_networks(self._network))
+            around.enter_context(recorded_networks(self._network, configs=not self.partial))
             if not (self.partial or self.run is None or is_trained_here(self.run)):
                 settings_file = str(self.run / "settings.json")
                 around.enter_context(no_larger_than(self.weights, settings_file))

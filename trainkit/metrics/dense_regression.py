@@ -97,7 +97,7 @@ class MapErrors(Gathered):
     there is none: "abs_rel" and "sq_rel" are the means of |p - t| / t and (p - t)² / t, "rmse_log"
     is the root of the mean of (ln p - ln t)², "log10" the mean of |log10 p - log10 t|, "delta1" the
     share whose p and t differ by a factor below 1.25 (its square, its cube). Where a prediction p
-    is not above 0 its logarithm is none, and "rmse_log" and "log10" are None. Predictions are
+    is not above 0, or NaN, its logarithm is none, and "rmse_log" and "log10" are None. Predictions
     (N, H, W), references likewise, NaN where nothing is known. Sums of each image, in float64, are
     kept; their sum is exact, whatever the order of images and processes.
 
@@ -135,7 +135,7 @@ class MapErrors(Gathered):
         columns += [positive & (ratio < FACTOR**power) for power in (1, 2, 3)]
         log = torch.where(guess > 0, guess / safe, 1).log()  # 0 where it is not counted
         columns += [error.square() / safe * positive, log.square(), log.abs() / math.log(10)]
-        columns.append(positive & (guess <= 0))
+        columns.append(positive & ~(guess > 0))  # not of NaN
         return (torch.stack([each.double().sum(1) for each in columns], 1),)  # (N, WIDTH)
 
     def _rows(self) -> np.ndarray:

@@ -4,15 +4,14 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from trainkit.errors import MissingFileError, UserError, did_you_mean
 from trainkit.models.hf_files import read_file
+from trainkit.models.recorded import recorded_network, takes_config
 
 PREFIX = "hf:"
 CONFIG = "config.json"
@@ -58,29 +57,10 @@ LEFT_OUT = frozenset({
 })  # fmt: skip
 OF_THE_DATA = ("num_labels", "id2label", "label2id", "num_channels")
 
-_RECORDED: ContextVar[Callable[[], Mapping[str, Any] | None]] = ContextVar("recorded")
-
-
-@contextmanager
-def recorded_networks(read: Callable[[], Mapping[str, Any] | None]) -> Iterator[None]:
-    """Context manager: a network that was built before is built of the config it had then.
-
-    Nothing is looked up on the Hub or in a folder for it.
-
-    Args:
-        read: gives the "network" of model.json, or None; called where a network asks for it.
-    """
-    token = _RECORDED.set(read)
-    try:
-        yield
-    finally:
-        _RECORDED.reset(token)
-
 
 def recorded_config(name: str, model_args: Sequence[str]) -> Mapping[str, Any] | None:
     """The config of the network `name` within `recorded_networks`; None where it has none."""
-    read = _RECORDED.get(None)
-    network = None if read is None else read()
+    network = recorded_network() if takes_config() else None
     if network is None:
         return None
     given = network["arguments"]

@@ -142,12 +142,15 @@ def check_only_size(
         return
     height, width = only
     said = "whole images" if window is None else f"windows of {_sides(window)}"
+    flags = {"--crop-width": crop, "--eval-window-width": window or only}
+    widths = [flag for flag, sides in flags.items() if sides[0] != sides[1]]
+    without = f" and leave out {' and '.join(widths)}" if widths and height == width else ""
     # of transformers; ours are built for the crop
     other = ", or build it for another size (--model-args image_size=SIDE)"
     raise UserError(
         f"{type(model).__name__} takes images of {height} x {width} alone, and crop is"
         f" {_sides(crop)} and an evaluation has {said}: give --crop {height} and --eval-window"
-        f" {height} {2 * height // 3}{other if hasattr(model, 'config') else ''}"
+        f" {height} {2 * height // 3}{without}{other if hasattr(model, 'config') else ''}"
     )
 
 

@@ -4,7 +4,7 @@ As the network's own library does it: timm, torchvision or transformers.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ NAMES = (
     "pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "absolute_pos_embed",
     "relative_position_bias_table", "attention_biases", "rel_pos_h", "rel_pos_w",
 )  # fmt: skip
+MOST_TOKENS = 8  # beside the patches: class tokens, that of distillation, registers
 
 
 def resized_positions(
@@ -28,28 +29,37 @@ def resized_positions(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights whose position embeddings have the model's shapes.
 
-    Only those are changed that are of another shape and of the model's width; maps of positions in
-    the file are taken for squares.
+    Only those are changed that are of another shape and of the model's width. Where a file does not
+    say what its rows of positions were, they are taken for a square, as the libraries do; as many
+    as the model has are taken for what the model's are. Those of as many patches, but of more or
+    fewer tokens beside them, stay as they are.
 
     Args:
         model: takes the weights; it is not changed.
         weights: tensors by the model's names.
 
     Returns:
-        All weights, and the names of those that were resized.
+        All weights, and the names of those that were resized, each with the two shapes and with
+        what the file's positions were taken for.
 
     Raises:
         UserError: some of them cannot be resized.
     """
     ours = model.state_dict()
-    found, names = dict(weights), []
+    found, lines = dict(weights), []
     for name, value in weights.items():
         path, _, last = name.removesuffix(".weight").rpartition(".")
         if name not in ours or last not in NAMES or not _is_resizable(value, ours[name]):
             continue
         try:
             with torch.no_grad(), without_interpolation_warnings():
-                resized = _resize(model, path, last)(value.float(), ours[name])
+                resize = _resize(model, path, last)
+                taken_for = resize.taken_for(value, ours[name])
+                resized = resize(value.float(), ours[name])
+            if resized.numel() != ours[name].numel():  # such as of PVT's function, for maps
+                raise UserError(f"its function for that gives {list(resized.shape)}")
+        except _OtherTokens:
+            continue
         except Exception as error:  # of three libraries, for shapes that they do not take
             if is_shortage(error):
                 raise
@@ -59,8 +69,9 @@ def resized_positions(
                 f" ({first_line(error)}). Give the size that the weights were trained at"
             ) from error
         found[name] = resized.reshape(ours[name].shape).to(value.dtype)
-        names.append(name)
-    return found, names
+        shapes = f"file {list(value.shape)}, model {list(ours[name].shape)}"
+        lines.append(f"{name} ({shapes}{taken_for and f', the file taken for {taken_for}'})")
+    return found, lines
 
 
 def _is_resizable(value: Tensor, ours: Tensor) -> bool:
@@ -73,25 +84,44 @@ def _is_resizable(value: Tensor, ours: Tensor) -> bool:
     return shapes[0][-1] == shapes[1][-1] or shapes[0][0] == shapes[1][0] != 1
 
 
-def _resize(model: nn.Module, path: str, last: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """What makes a tensor of the file one of the model's shape, for the parameter `path`.`last`."""
+class _OtherTokens(Exception):
+    """The shapes differ in tokens beside the patches, and not in the images' size."""
+
+
+class _Resizing:
+    """Makes a tensor of the file one of the model's shape."""
+
+    def __call__(self, value: Tensor, ours: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """The sides that the file's rows of positions are taken for, "" where the shape says them.
+
+        Raises:
+            UserError: they are no square.
+        """
+        raise NotImplementedError
+
+
+def _resize(model: nn.Module, path: str, last: str) -> _Resizing:
+    """What resizes the parameter `path`.`last`."""
     owner: Any = model.get_submodule(path)
     if hasattr(owner, "interpolate_pos_encoding"):
         return _Transformers(owner, last, _image_size(model, path))
     outer: Any = model.get_submodule(path.rpartition(".")[0])
     if isinstance(outer, VisionTransformer):
         return _Torchvision(outer)
-    if last in ("pos_embed", "absolute_pos_embed") and hasattr(owner, "patch_embed"):
-        return _Timm(owner)
-    is_of_timm = any(kind.__module__.startswith("timm.") for kind in type(owner).__mro__)
-    if is_of_timm and last == "relative_position_bias_table":
-        return _table_of(owner)
-    if is_of_timm and last == "attention_biases":
-        return _biases
+    if any(kind.__module__.startswith("timm.") for kind in type(owner).__mro__):
+        if last in ("pos_embed", "absolute_pos_embed") and hasattr(owner, "patch_embed"):
+            return _Timm(owner)
+        if last == "relative_position_bias_table":
+            return _Table(owner)
+        if last == "attention_biases":
+            return _Biases()
     raise UserError(f"{type(owner).__name__} has no function for that")
 
 
-class _Timm:
+class _Timm(_Resizing):
     """Absolute positions (1, N, C), those of tokens first, or (1, H, W, C)."""
 
     def __init__(self, owner: Any):
@@ -103,12 +133,23 @@ class _Timm:
         if ours.ndim == 4:
             return resample_abs_pos_embed_nhwc(value, list(ours.shape[1:3]))
         grid = list(self.owner.patch_embed.grid_size)
-        tokens = ours.shape[1] - grid[0] * grid[1]  # some have no positions of class tokens
-        _require_square(value.shape[1] - tokens)
-        return resample_abs_pos_embed(value, new_size=grid, num_prefix_tokens=tokens)
+        return resample_abs_pos_embed(value, new_size=grid, num_prefix_tokens=self._tokens(ours))
+
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        if ours.ndim == 4:
+            return ""
+        tokens = self._tokens(ours)
+        others = self._tokens(value)
+        if 0 <= others <= MOST_TOKENS and not _is_square(value.shape[1] - tokens):
+            raise _OtherTokens
+        return _square(value.shape[1] - tokens)
+
+    def _tokens(self, positions: Tensor) -> int:
+        """How many of (1, N, C) are of tokens; some networks have none for class tokens."""
+        return positions.shape[1] - math.prod(self.owner.patch_embed.grid_size)
 
 
-class _Torchvision:
+class _Torchvision(_Resizing):
     """Positions (1, N, C), that of the class token first."""
 
     def __init__(self, owner: VisionTransformer):
@@ -119,8 +160,11 @@ class _Torchvision:
         size, patch = self.owner.image_size, self.owner.patch_size
         return interpolate_embeddings(size, patch, {name: value})[name]
 
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        return _square(value.shape[1] - 1)
 
-class _Transformers:
+
+class _Transformers(_Resizing):
     """Positions (1, N, C), or (N, C) of an nn.Embedding, resized by the module's own method."""
 
     def __init__(self, owner: Any, last: str, size: tuple[int, int]):
@@ -137,6 +181,14 @@ class _Transformers:
         finally:
             setattr(self.owner, self.last, held)
 
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """At most two tokens come beside the patches, so that there is one square at most."""
+        sides = [math.isqrt(each.shape[-2]) for each in (value, ours)]
+        tokens = [each.shape[-2] - side**2 for each, side in zip((value, ours), sides)]
+        if max(tokens) <= 2 and sides[0] == sides[1]:
+            raise _OtherTokens
+        return f"{sides[0]} x {sides[0]}" if tokens[0] <= 2 else "a square"
+
 
 def _image_size(model: nn.Module, path: str) -> tuple[int, int]:
     """The size in the configuration of the module at `path`, or of the nearest around it."""
@@ -150,24 +202,46 @@ def _image_size(model: nn.Module, path: str) -> tuple[int, int]:
     raise UserError("its configuration has no image_size")
 
 
-def _table_of(owner: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """For biases by relative position (N, heads), or (heads, H, W)."""
-    from timm.layers import resize_rel_pos_bias_table
+class _Table(_Resizing):
+    """Biases by relative position (N, heads), those of tokens last, or (heads, H, W)."""
 
-    return lambda value, ours: resize_rel_pos_bias_table(
-        value, new_window_size=owner.window_size, new_bias_shape=tuple(ours.shape)
-    )
+    def __init__(self, owner: Any):
+        self.owner = owner
+
+    def __call__(self, value: Tensor, ours: Tensor) -> Tensor:
+        from timm.layers import resize_rel_pos_bias_table
+
+        return resize_rel_pos_bias_table(
+            value, new_window_size=self.owner.window_size, new_bias_shape=tuple(ours.shape)
+        )
+
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        if ours.ndim == 3:
+            return ""
+        tokens = len(ours) - math.prod(2 * side - 1 for side in self.owner.window_size)
+        return _square(len(value) - tokens)
 
 
-def _biases(value: Tensor, ours: Tensor) -> Tensor:
+class _Biases(_Resizing):
     """LeViT's biases by distance (heads, N)."""
-    from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_levit
 
-    for each in (value, ours):
-        _require_square(each.shape[1])
-    return resize_rel_pos_bias_table_levit(value.T, tuple(ours.T.shape)).T
+    def __call__(self, value: Tensor, ours: Tensor) -> Tensor:
+        from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_levit
+
+        _square(ours.shape[1])
+        return resize_rel_pos_bias_table_levit(value.T, tuple(ours.T.shape)).T
+
+    def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        return _square(value.shape[1])
 
 
-def _require_square(number: int) -> None:
-    if math.isqrt(max(number, 0)) ** 2 != number:
+def _is_square(number: int) -> bool:
+    return number >= 0 and math.isqrt(number) ** 2 == number
+
+
+def _square(number: int) -> str:
+    """The sides of the square of `number` positions. Raises UserError where it is none."""
+    if not _is_square(number):
         raise UserError(f"{number} positions are no square")
+    side = math.isqrt(number)
+    return f"{side} x {side}"

@@ -11,6 +11,7 @@ from trainkit.data.transforms import recognition as recognition_transforms
 from trainkit.data.transforms import segmentation as segmentation_transforms
 from trainkit.errors import UserError
 from trainkit.models.recognition import classifier, fine_tuned
+from trainkit.models.recorded import recorded_networks
 from trainkit.models.segmentation import segmenter
 from trainkit.models.small import small_fcn, small_lraspp
 from trainkit.settings.rebuildable import is_rebuildable
@@ -95,7 +96,8 @@ def _built(function: Callable, described: Mapping[str, Any], arguments: Mapping[
             f"model.json gives {described['function']} other arguments than it takes ({error}):"
             " take the version of trainkit that wrote it, or the recipe's file that belongs to it"
         ) from error
-    return function(**arguments)
+    with recorded_networks(None):  # it has all arguments that it had
+        return function(**arguments)
 
 
 def _function(known: Mapping[str, Callable], name: str) -> Callable:

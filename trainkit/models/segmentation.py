@@ -22,6 +22,7 @@ from trainkit.models.lora import add_adapters
 from trainkit.models.mask_building import is_mask_network, mask_network
 from trainkit.models.pretrained import load_pretrained
 from trainkit.models.pspnet import PSPNet
+from trainkit.models.recorded import recorded_network
 from trainkit.models.smp_networks import DECODERS, TRIAL_SIDE, smp_network
 from trainkit.models.timm_backbones import TimmMaps
 from trainkit.models.upernet import UPerNet
@@ -89,7 +90,9 @@ def segmenter(
             maps the head takes, counted from 0 or, below 0, from the end; linear takes any number,
             the others four. None: the last one for linear, four evenly spaced ones for the others.
         image_size: side of the images of a backbone of timm's that takes one size alone, see
-            `trainkit.models.backbones`, as the network's attribute of this name then says.
+            `trainkit.models.backbones`, as the network's attribute of this name then says. Of a
+            network that an earlier version built without it, it is left out, see
+            `trainkit.models.recorded`.
         stochastic_depth: of a backbone of timm's: rate of its last block; None: as timm has it.
         map_norms: of upernet on a pyramid of timm's: a layer norm of each map, as Swin and ConvNeXt
             have them for segmentation.
@@ -106,12 +109,13 @@ def segmenter(
     if map_norms and name != "upernet":
         raise UserError(f"map_norms is True, and {name} has none: leave it out, or take upernet")
     heads = {"aux": aux, "se": se, "lateral": lateral, "map_norms": map_norms}
+    is_earlier = image_size is not None and _had_no_image_size(name, backbone)
     body = {
         "out_indices": out_indices,
-        "image_size": image_size,
+        "image_size": None if is_earlier else image_size,
         "stochastic_depth": stochastic_depth,
     }
-    network = _without_adapters(
+    network: Any = _without_adapters(
         name,
         num_classes,
         backbone,
@@ -123,9 +127,24 @@ def segmenter(
         heads,
         body,
     )
+    if is_earlier:
+        network.looked_up = {"image_size": None}
     side = getattr(network, "image_size", None) or (TRIAL_SIDE, TRIAL_SIDE)
     add_adapters(network, lora, torch.zeros(1, image_channels, *side))
     return network
+
+
+def _had_no_image_size(name: str, backbone: str) -> bool:
+    """Whether the network is built again, and was without an image size, as earlier ones were."""
+    recorded = recorded_network() if backbone.startswith("timm:") else None
+    if recorded is None or recorded["function"] != "segmentation.segmenter":
+        return False
+    given = recorded["arguments"]
+    return (given.get("name"), given.get("backbone"), given.get("image_size")) == (
+        name,
+        backbone,
+        None,
+    )
 
 
 def _without_adapters(

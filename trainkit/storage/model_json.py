@@ -137,11 +137,17 @@ def read_model_json(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def require_same_build(model: nn.Module, path: Path) -> None:
-    """Check that the network of the checkpoint at `path` computed what `model` computes.
+def require_same_build(model: nn.Module, path: Path, resumed: bool = True) -> None:
+    """Check that the network of the weights at `path` computed what `model` computes.
 
     A network says by an attribute `differs_without` what is otherwise in networks that an earlier
-    trainkit built, whose function did not have an argument yet.
+    trainkit built, whose function did not have an argument yet, or was not given it.
+
+    Args:
+        model: takes the weights.
+        path: of a checkpoint or, not to be resumed, of a file of weights.
+        resumed: whether a training goes on; otherwise weights of which model.json does not say that
+            the same function built their network are taken as they are.
 
     Raises:
         UserError: it did not.
@@ -149,17 +155,31 @@ def require_same_build(model: nn.Module, path: Path) -> None:
     built = built_by(model)
     if built is None or built["recipe"] is not None:  # by a recipe's own function, which may change
         return
-    found = read_model_json(path) or {}  # older ones have none
-    arguments = (found.get("network") or {}).get("arguments", {})
+    found = read_model_json(path if path.is_dir() else path.parent) or {}  # older ones have none
+    network = found.get("network") or {}
+    if not resumed and network.get("function") != built["function"]:
+        return
+    arguments = network.get("arguments", {})
     for module in model.modules():
         for argument, what in getattr(module, "differs_without", {}).items():
-            if argument not in arguments:
+            if arguments.get(argument) is None:
                 raise UserError(
-                    f"{path} cannot be resumed: an earlier trainkit wrote it, and in its"
-                    f" {type(model).__name__} {what} now, and were not then. evaluate, predict and"
-                    " export build it as it was; to train on from its weights, begin another run"
-                    " with --init-from and --out"
+                    f"{path} cannot be {'resumed' if resumed else 'loaded'}: an earlier trainkit"
+                    f" wrote it, and in its {type(model).__name__} {what} now, and were not then."
+                    f" {_remedy(argument, resumed)}"
                 )
+
+
+def _remedy(argument: str, resumed: bool) -> str:
+    if resumed:
+        return (
+            "evaluate, predict and export build it as it was; to train on from its weights, begin"
+            " another run with --init-from and --out"
+        )
+    return (
+        f"Build the network without {argument}, or give the run, or a recipe's function, in place"
+        " of a Recipe: then it is built as it was"
+    )
 
 
 def _require_inside(content: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Fit:
     renamed: str | None = None
     """how the file's names were read, where not as they are"""
     resized: tuple[str, ...] = ()
-    """names of position embeddings that were resized to the model's images, with both shapes"""
+    """position embeddings that were resized to the model's images, see `resized_positions`"""
 
     @property
     def exact(self) -> bool:
@@ -68,10 +68,9 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], resize: bool = False) -
     reported, names = _best_reading(model, ours, weights)
     reported = ", and ".join(each for each in (merging, reported) if each) or None
     named = {new: weights[old] for old, new in names.items()}
-    before = named
     resized: list[str] = []
     if resize:
-        named, resized = resized_positions(model, before)
+        named, resized = resized_positions(model, named)
     shared = [name for name in ours if name in named]
     shape_mismatches = [name for name in shared if not _in_shape(named[name], ours[name])]
     mistyped = [
@@ -91,7 +90,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], resize: bool = False) -
         [_shapes(name, named[name], ours[name]) for name in shape_mismatches],
         [f"{name} (file {named[name].dtype}, model {ours[name].dtype})" for name in mistyped],
         reported,
-        tuple(_shapes(name, before[name], ours[name]) for name in resized),
+        tuple(resized),
     )
 
 

@@ -78,6 +78,20 @@ def test_values_that_are_not_positive():
     assert computed(found[..., 2:], wanted[..., 2:])["log10"] == 0.0
 
 
+@pytest.mark.parametrize("headline", ["rmse_log", "log10"])
+def test_a_prediction_of_nan_has_no_logarithm(headline):
+    """It is none of an error of 0, alone or among others."""
+    wanted = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    for found in (torch.full_like(wanted, torch.nan), wanted.where(wanted != 4, torch.nan)):
+        metric = MapErrors(headline)
+        metric.add_batch(predictions=found, references=wanted)
+        assert metric.details() == {}
+        results = metric.compute()
+        assert results[headline] is None and np.isnan(results["rmse"])
+    # where nothing is known of the pixel, it does not matter
+    assert computed(found, wanted.where(wanted != 4, torch.nan))[headline] == 0.0
+
+
 def results_of(task, predictions, references):
     first, *others = task.metrics()
     for metric in (first, *others):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
@@ -67,7 +68,8 @@ def test_torchvisions_are_interpolated_as_its_references_do():
     nn.init.normal_(source.encoder.pos_embedding)
     found = load_model(ours, source.state_dict(), "a file", resize=True)
     assert found.exact
-    assert found.resized == ("encoder.pos_embedding (file [1, 17, 16], model [1, 65, 16])",)
+    shapes = "file [1, 17, 16], model [1, 65, 16], the file taken for 4 x 4"
+    assert found.resized == (f"encoder.pos_embedding ({shapes})",)
     positions = source.encoder.pos_embedding.detach()
     maps = positions[:, 1:].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
     maps = F.interpolate(maps, (8, 8), mode="bicubic", align_corners=True)
@@ -99,6 +101,7 @@ def test_transformers_networks_give_what_their_interpolation_gives(kind, sides):
     source, ours = of_transformers(kind, sides[0]), of_transformers(kind, sides[1])
     found = load_model(ours, source.state_dict(), "a file", resize=True)
     assert found.exact and len(found.resized) == 1
+    assert f", the file taken for {sides[0] // 8} x {sides[0] // 8})" in found.resized[0]
     images = torch.randn(2, 3, sides[1], sides[1])
     asked = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
     with torch.no_grad():
@@ -113,6 +116,73 @@ def test_what_cannot_be_resized_is_refused():
     # of another width it is another network: left to the list of what does not fit
     other = {"pos_embed": torch.zeros(1, 50, 12)}
     assert resized_positions(of_timm("vit_small_patch16_224", 224), other)[1] == []
+
+
+def pvt(side: int) -> nn.Module:
+    sizes = {"hidden_sizes": [8, 8], "depths": [1, 1], "num_attention_heads": [1, 1]}
+    stages = {"patch_sizes": [4, 2], "strides": [4, 2], "sequence_reduction_ratios": [2, 1]}
+    config = AutoConfig.for_model(
+        "pvt", image_size=side, num_encoder_blocks=2, mlp_ratios=[1, 1], **sizes, **stages
+    )
+    return AutoModelForImageClassification.from_config(config)
+
+
+def test_a_function_of_another_meaning_is_refused_by_the_tensors_name():
+    """PVT's takes positions of patches, and gives those it has."""
+    with pytest.raises(UserError, match=r"position_embeddings of the weights.*gives \[1, 256, 8\]"):
+        resized_positions(pvt(128), pvt(64).state_dict())
+
+
+class Mine(nn.Module):
+    """A network of a recipe, tokens last, with what timm's have."""
+
+    def __init__(self, grid: tuple[int, int]):
+        super().__init__()
+        self.patch_embed = nn.Identity()
+        self.patch_embed.grid_size = grid
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1] + 1, 4))
+
+
+def test_a_network_that_is_none_of_timms_is_not_taken_for_one():
+    with pytest.raises(UserError, match=r"pos_embed .*\(Mine has no function for that\)"):
+        resized_positions(Mine((4, 4)), Mine((2, 2)).state_dict())
+
+
+def test_what_maps_are_taken_for_is_said():
+    """A file does not say that its 64 positions are of 4 x 16."""
+    settings = {**SMALL, "class_token": False, "global_pool": "avg"}
+    build = partial(timm.create_model, "vit_small_patch16_224", **settings)
+    wide, square = build(img_size=(64, 256)), build(img_size=(96, 96))
+    found = load_model(square, wide.state_dict(), "a file", resize=True)
+    shapes = "file [1, 64, 24], model [1, 36, 24], the file taken for 8 x 8"
+    assert found.resized == (f"pos_embed ({shapes})",)
+    tables = load_model(of_timm("beit_base_patch16_224", 64), of_timm("beit_base_patch16_224", 32)
+        .state_dict(), "a file", resize=True).resized  # fmt: skip
+    assert all(each.endswith("[52, 3], the file taken for 3 x 3)") for each in tables) and tables
+
+
+@pytest.mark.parametrize(
+    ("source", "ours"),
+    [
+        ("deit_small_distilled_patch16_224", {}),
+        ("vit_small_patch16_224", {"class_token": False, "global_pool": "avg"}),
+    ],
+)
+def test_positions_of_other_tokens_stay_and_are_listed(source, ours):
+    """Images of one size: no size would help, and the rest fits."""
+    network = timm.create_model("vit_small_patch16_224", **{**SMALL, **ours})
+    before = network.pos_embed.detach().clone()
+    weights = timm.create_model(source, **SMALL).state_dict()
+    found = load_model(network, weights, "a file", partial=True, resize=True)
+    assert [each.split()[0] for each in found.shape_mismatches] == ["pos_embed"]
+    assert found.resized == () and torch.equal(network.pos_embed, before)
+
+
+def test_transformers_positions_of_other_tokens_stay():
+    before = of_transformers("deit", 32).state_dict()["deit.embeddings.position_embeddings"]
+    name = "vit.embeddings.position_embeddings"
+    weights, lines = resized_positions(of_transformers("vit", 32), {name: before})
+    assert lines == [] and weights[name] is before
 
 
 def test_nothing_changes_where_sizes_agree():
@@ -131,7 +201,10 @@ def test_a_run_says_it_once_and_records_it(tmp_path, capsys):
     torch.save(weights, tmp_path / "w.pth")
     lines = start_from(recipe("linear").model, tmp_path / "w.pth")
     train(begun, Options(out=tmp_path / "run", workers=0, init_from=tmp_path / "w.pth"))
-    said = f"resized to the model's images, 1 position embeddings: {positions} (file [1, 37, 64],"
+    said = (
+        f"resized to the model's images, 1 position embeddings: {positions} (file [1, 37, 64],"
+        " model [1, 101, 64], the file taken for 6 x 6)"
+    )
     assert [said in line for line in lines] == [False, True]
     assert " ".join(capsys.readouterr().out.split()).count(said) == 1
     starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()

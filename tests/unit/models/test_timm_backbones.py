@@ -6,9 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from helpers.processes import TESTS
 from helpers.toy_recipes import segmentation
+from trainkit import evaluate
+from trainkit.commands.trained import read_trained
 from trainkit.errors import UserError
 from trainkit.models.outputs import check_only_size, size_divisor
 from trainkit.models.rebuild import network_from
@@ -181,6 +185,17 @@ def test_a_pyramid_of_one_size_is_built_for_the_crop(name):
             UserError, match=f"96 x 96 alone.*{said}: give --crop 96 --eval-win|and"
         ):
             check_only_size(network, crop, window)
+    wide = "--crop 96 and --eval-window 96 64 and leave out "
+    for crop, window, flags in (
+        ((96, 192), (96, 192), "--crop-width and --eval-window-width"),
+        ((96, 192), 96, "--crop-width"),
+        (96, (96, 192), "--eval-window-width"),
+        (64, 64, None),
+    ):
+        with pytest.raises(UserError, match="96 x 96 alone") as error:
+            check_only_size(network, crop, window)
+        said = str(error.value)
+        assert said.endswith(f"{wide}{flags}") if flags else "leave out" not in said
     again = network_from({"network": built_by(network)})
     again.load_state_dict(network.state_dict())
     assert again.image_size == (96, 96)
@@ -283,10 +298,64 @@ def test_a_run_whose_swin_shifted_other_windows_is_not_resumed(tmp_path):
     with pytest.raises(UserError, match="in its Linear windows are shifted in all stages now, and"):
         require_same_build(network, tmp_path)
     require_same_build(network_from(content), tmp_path)
+    content["network"]["arguments"]["image_size"] = None  # as recipes between gave it
+    written()
+    with pytest.raises(UserError, match="cannot be resumed: an earlier trainkit wrote it"):
+        require_same_build(network, tmp_path)
     (tmp_path / "model.json").unlink()  # as of a version before
     with pytest.raises(UserError, match="cannot be resumed: an earlier trainkit wrote it"):
         require_same_build(network, tmp_path)
     require_same_build(segmenter("linear", 7, "timm:resnet10t", False, image_size=32), tmp_path)
+
+
+SWIN_RECIPE = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from helpers.toy_recipes import segmentation
+from trainkit.models.segmentation import segmenter
+from trainkit.recipe import Recipe
+
+
+def recipe(crop: int = 32) -> Recipe:
+    network = segmenter("linear", 7, "timm:swin_tiny_patch4_window7_224", False, image_size=crop)
+    return segmentation(model=network, optimizer=torch.optim.SGD(network.parameters(), 0.1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [([], {}), pytest.param(["--partial"], {"image_size": None}, marks=pytest.mark.nightly)],
+)
+def test_evaluate_builds_an_earlier_swin_as_it_was(given, recorded, tmp_path):
+    """By a recipe of today, which says the size of its images."""
+    torch.manual_seed(0)
+    (tmp_path / "recipe.py").write_text(SWIN_RECIPE.format(tests=str(TESTS)))
+    earlier = segmenter("linear", 7, "timm:swin_tiny_patch4_window7_224", False).eval()
+    file = tmp_path / "model.safetensors"
+    save_file(earlier.state_dict(), file)
+    words = ["--weights", str(file), *given]
+    trained, _ = read_trained("evaluate", str(tmp_path / "recipe.py"), words)
+    now = trained.build().model  # there is no model.json, as beside weights from elsewhere
+    assert built_by(now)["arguments"]["image_size"] == 32
+    optimizer = torch.optim.SGD(earlier.parameters(), 0.1)
+    content = model_json(segmentation(model=earlier, optimizer=optimizer))
+    images = torch.randn(1, 3, 32, 32)
+    del content["network"]["arguments"]["image_size"]
+    content["network"]["arguments"] |= recorded
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be loaded: an earlier trainkit.*in place"):
+        evaluate(segmentation(model=now, optimizer=optimizer), weights=file, workers=0)
+    then = trained.build().model.eval()
+    assert built_by(then)["arguments"]["image_size"] is None
+    then.load_state_dict(earlier.state_dict())
+    now.eval().load_state_dict(earlier.state_dict())
+    with torch.no_grad():
+        assert torch.equal(then(images)["out"], earlier(images)["out"])
+        assert not torch.equal(now(images)["out"], earlier(images)["out"])
+    content["network"]["arguments"]["image_size"] = 224
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert built_by(trained.build().model)["arguments"]["image_size"] == 32
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
