@@ -30,6 +30,8 @@ REFUSED_ENGINES = {
 TRANSPORTS = (
     "gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Socket Timeout",
     "TCPStore", "client socket has failed", "Timed out waiting", "Broken pipe",
+    "caused pair closure", "Read timeout", "Write timeout", "Connection timed out",
+    "No route to host",
 )  # fmt: skip
 FAILURE_REPORTED = "trainkit: the process that failed has said why"  # a name in the group's store
 
