@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from trainkit.distributed.fsdp import whole
+from trainkit.distributed.sharded_tensors import whole
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint_shards import ALONE, Shards
 

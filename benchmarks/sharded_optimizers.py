@@ -29,7 +29,8 @@ from _results import Results, add_option
 
 from helpers.optimizers import Builder, builders
 from trainkit.distributed.accelerator import start_accelerator
-from trainkit.distributed.fsdp import gathered, prepare
+from trainkit.distributed.fsdp import prepare
+from trainkit.distributed.sharded_tensors import gathered
 from trainkit.engine.fsdp_trial import require_same_updates
 from trainkit.engine.optimizer_state import has_modes, require_supported
 from trainkit.engine.task_module import TaskModule

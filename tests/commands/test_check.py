@@ -14,7 +14,8 @@ from helpers.processes import ROOT, TESTS, torchrun
 from helpers.toy_recipes import Images, everything, recognition, segmentation
 from trainkit import Options
 from trainkit.cli import main
-from trainkit.commands.check import _warnings, check
+from trainkit.commands.check import check
+from trainkit.commands.idle_settings import idle_settings
 from trainkit.display.terminal import Display
 from trainkit.engine.plan import TrainPlan
 
@@ -75,7 +76,7 @@ def test_two_processes_resume(tmp_path, way):
 import sys; sys.path.insert(0, {str(TESTS)!r})
 from helpers.toy_recipes import everything
 from trainkit import Options
-from trainkit.commands.check import _warnings, check
+from trainkit.commands.check import check
 print("GOES ON", check(everything(), Options(workers=0))["results"]["resume"])
 """)
     assert torchrun(2, script, **way).stdout.count("GOES ON bit-equal") == 2
@@ -138,7 +139,7 @@ def test_batch_norm_under_a_schedule_free_optimizer():
             Options(workers=0, log_every=2, **options),
         )
         optimizer = schedulefree.SGDScheduleFree(recipe.model.parameters(), lr=0.1)
-        return _warnings(
+        return idle_settings(
             replace(recipe, optimizer=optimizer), options, TrainPlan(recipe, options, 1)
         )
 

@@ -12,8 +12,10 @@ from helpers import toy_recipes
 from helpers.processes import ROOT, TESTS, torchrun
 from helpers.toy_recipes import Images, write_parquet
 from trainkit.cli import main
-from trainkit.commands import evaluate_several
+from trainkit.commands.evaluate import LoadedOnce
+from trainkit.commands.evaluate_several import run_several
 from trainkit.commands.recipe_file import build, load_recipe
+from trainkit.commands.trained import read_trained
 from trainkit.data.datasets.class_source import ClassSource
 from trainkit.data.likeness import difference
 from trainkit.data.to_device import MEAN, STD, ToDevice
@@ -130,12 +132,13 @@ def test_other_validation_data_is_read_apart(runs, capsys):
     assert "(val_data.targets differs)" in shown and f"evaluated: {runs / 'other'}" in shown
 
 
-def test_networks_without_room_for_each_other_are_evaluated_one_by_one(runs, tmp_path, monkeypatch):
+def test_networks_without_room_for_each_other_are_evaluated_one_by_one(runs, tmp_path):
     """They are built again then, and the numbers are the same."""
-    monkeypatch.setattr(evaluate_several, "SHARE", 0)
-    words = ["evaluate", str(runs / "x"), str(runs / "y"), "--out", str(tmp_path)]
+    first, words = str(runs / "x"), [str(runs / "y"), "--out", str(tmp_path), *QUIET]
+    load = LoadedOnce()
+    trained, asked = read_trained("evaluate", first, words, load=load)
     before = Images.reads
-    assert main([*words, *QUIET]) == 0
+    assert run_several(first, words, trained, asked, load, share=0.0) == 0
     assert Images.reads - before >= 3 * 13  # of x twice, with its EMA weights
     for row, name in zip(table(tmp_path)["rows"], ("x", "y"), strict=True):
         assert row["top1"] == alone(runs / name)["top1"] and row["read_with"] == 1

@@ -131,7 +131,8 @@ import torch
 from helpers.toy_recipes import everything
 from trainkit.distributed.accelerator import start_accelerator
 from trainkit.engine.task_module import TaskModule
-from trainkit.distributed.fsdp import is_sharded, local, prepare
+from trainkit.distributed.fsdp import is_sharded, prepare
+from trainkit.distributed.sharded_tensors import local
 accelerator = start_accelerator()
 recipe = everything()
 task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task), recipe.optimizer)

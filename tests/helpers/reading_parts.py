@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from trainkit.distributed.fsdp import local, own_rows
+from trainkit.distributed.sharded_tensors import local, own_rows
 from trainkit.storage.checkpoint_shards import read_tensors
 from trainkit.storage.tensor_files import file_name
 

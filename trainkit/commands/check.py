@@ -13,25 +13,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.commands.arguments import read_settings_and_options
+from trainkit.commands.idle_settings import idle_settings
 from trainkit.commands.proposals import propose
 from trainkit.commands.recipe_file import build, load_recipe
 from trainkit.commands.recipe_names import find_recipe
-from trainkit.data.dataset_info import DatasetInfo
 from trainkit.data.sampler import EVALUATION
 from trainkit.data.seeding import Seeded, seed_host
 from trainkit.display.result_tables import in_words
 from trainkit.display.wording import counted, duration
 from trainkit.distributed.accelerator import lost_processes_reported, use_whole_host
-from trainkit.distributed.fsdp import is_sharded, local, reshard
+from trainkit.distributed.fsdp import is_sharded, reshard
+from trainkit.distributed.sharded_tensors import local
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.nonfinite import is_failure
-from trainkit.engine.optimizer_state import has_modes
-from trainkit.engine.plan import TrainPlan
 from trainkit.engine.reporting import Reporter
 from trainkit.engine.run_opening import on_main_process
 from trainkit.engine.setup import Setup
@@ -116,7 +114,7 @@ def check(recipe: Recipe, options: Options) -> dict[str, Any]:
         results = _try(Training(setup.silent(quiet), own_run), setup.workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    warnings = _warnings(recipe, options, plan)
+    warnings = idle_settings(recipe, options, plan)
     after = frozen_statistics(recipe.model)  # of more layers, where the recipe freezes a part
     moved = [name for name, mean in frozen.items() if not torch.equal(mean, after[name])]
     if moved:
@@ -300,56 +298,3 @@ def _flops(stepper: Stepper, images: Tensor, targets: Tensor) -> int:
     reshard(task_module)
     task_module.train(was_training)
     return counter.get_total_flops()
-
-
-def _warnings(recipe: Recipe, options: Options, plan: TrainPlan) -> list[str]:
-    """Settings that do nothing, or contradict each other."""
-    order, total, found = plan.order, plan.total_steps, []
-    share = order.share(0, 0)
-    if options.micro_batch is not None and options.micro_batch >= share.stop:
-        found.append(
-            f"--micro-batch {options.micro_batch} does nothing: a process has {share.stop} images"
-            " of a batch"
-        )
-    if options.log_every > total:
-        found.append(f"--log-every {options.log_every} is more than the {total} steps of the run")
-    if options.evaluate_every > recipe.epochs:
-        found.append(
-            f"--evaluate-every {options.evaluate_every}: the run has {recipe.epochs:g} epochs; one"
-            " evaluation"
-        )
-    if (options.checkpoint_every or 0) > total:
-        found.append(
-            f"--checkpoint-every {options.checkpoint_every} is more than the {total} steps of"
-            " the run"
-        )
-    left_out = order.num_images - order.steps_per_epoch * recipe.batch_size
-    if recipe.drop_last and left_out > 0.1 * order.num_images:
-        found.append(
-            f"drop_last leaves {left_out} of {order.num_images} images out of each epoch; lower"
-            " batch_size"
-        )
-    grows = DatasetInfo.of(recipe.train_data).final_epoch
-    if grows:
-        found.append(
-            f"images change until epoch {grows} of {recipe.epochs:g}; the results above are of the"
-            " first ones"
-        )
-    covered = {id(weight) for group in recipe.optimizer.param_groups for weight in group["params"]}
-    trained = [
-        (name, weight) for name, weight in recipe.model.named_parameters() if weight.requires_grad
-    ]
-    free = [name for name, weight in trained if id(weight) not in covered]
-    if free:
-        found.append(
-            f"{len(free)} weights are not in the optimizer and will not change:"
-            f" {', '.join(free[:3])}"
-        )
-    norms = [name for name, part in recipe.model.named_modules() if isinstance(part, AnyBatchNorm)]
-    if norms and has_modes(recipe.optimizer) and options.precise_bn is None:
-        found.append(
-            f"{type(recipe.optimizer).__name__} evaluates other weights than it trains, and"
-            f" {len(norms)} batch norms ({', '.join(norms[:3])}) have the statistics of those it"
-            " trains: give --precise-bn"
-        )
-    return found

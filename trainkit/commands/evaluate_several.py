@@ -34,7 +34,7 @@ from trainkit.storage.recorded import read_recorded
 from trainkit.storage.run_files import COMPARISON
 from trainkit.storage.run_folder import RunFolder
 
-SHARE = 0.5  # of the memory that is free, for the weights of networks that take turns
+SHARE = 0.5  # of the free memory, see `run_several`
 INTERVAL = "_95"
 
 
@@ -68,6 +68,7 @@ def run_several(
     trained: Trained,
     asked: EvaluateCommandOptions,
     load: Callable[[Path], RecipeFile],
+    share: float = SHARE,
 ) -> int:
     """Measure all that the words name, show a table of it and write it; the exit code.
 
@@ -77,6 +78,7 @@ def run_several(
         trained: what the first of them names.
         asked: the options.
         load: reads recipes' files.
+        share: of the memory that is free, for weights of networks that take turns: 0 to 1.
     """
     of_recipe = is_recipe(first)
     named = [str(asked.weights) if of_recipe else first, *map(str, asked.others)]
@@ -91,7 +93,7 @@ def run_several(
         measurement = Measurement(each.build, each.weights, each.run, each.settings, options)
         entries.append(Entry(name, measurement))
     use_whole_host()
-    _measure(entries, asked.out or entries[0].measurement.asked.out)
+    _measure(entries, asked.out or entries[0].measurement.asked.out, share)
     return 0
 
 
@@ -113,17 +115,18 @@ def _folders(names: Sequence[str], out: Path | None) -> list[Path | None]:
 
 
 @lost_processes_reported()
-def _measure(entries: Sequence[Entry], out: Path | None) -> None:
+def _measure(entries: Sequence[Entry], out: Path | None, share: float) -> None:
     """Measure all entries, of which none begins before all were loaded; then show and write them.
 
     Args:
         entries: what is measured.
         out: the folder that the table goes to; None for none.
+        share: see `run_several`.
     """
     accelerator = start_accelerator()
     display = Display(accelerator.is_main_process)
     allow_tf32(entries[0].measurement.asked.tf32)
-    room = _room(accelerator)
+    room = _room(accelerator, share)
     readings: list[Reading] = []
     held = 0
     for entry in entries:
@@ -161,10 +164,10 @@ def _refuse_shared(entry: Entry, recipe: Recipe, entries: Sequence[Entry]) -> No
             )
 
 
-def _room(accelerator: Accelerator) -> int:
+def _room(accelerator: Accelerator, share: float) -> int:
     """Bytes for weights that are in memory together: as many in all processes."""
     free = min(free_bytes(accelerator.device), free_bytes(torch.device("cpu")))
-    mine = torch.tensor(int(SHARE * free), device=accelerator.device)
+    mine = torch.tensor(int(share * free), device=accelerator.device)
     return int(accelerator.gather(mine[None]).min())
 
 

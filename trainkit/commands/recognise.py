@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from trainkit.commands.mask_labels import UNKNOWN, labels_in, labels_of
 from trainkit.commands.recipe_names import known_recipes
 from trainkit.data.datasets.class_mask_source import class_masks_in_words
 from trainkit.data.datasets.coco_style import categories_of, coco_files
 from trainkit.data.datasets.divided import SPLITS
 from trainkit.data.datasets.inventory import some
 from trainkit.data.datasets.label_sets import several_labels, share_images
-from trainkit.data.datasets.labelme import BACKGROUND, UNCOUNTED, shape_labels
+from trainkit.data.datasets.labelme import BACKGROUND
 from trainkit.data.datasets.layouts import (
     IMAGES,
     class_folders,
@@ -32,18 +31,14 @@ from trainkit.data.datasets.packed_format import SEGMENTATION, is_packed, read_m
 from trainkit.data.datasets.split_files import all_parquet_files
 from trainkit.data.datasets.tables_to_open import named_splits
 from trainkit.data.datasets.value_maps import holds_maps
-from trainkit.data.image_io import read_mask
 from trainkit.display.terminal import Display
 from trainkit.distributed.launcher import rank
-from trainkit.errors import DataError, MissingFileError, UserError
+from trainkit.errors import MissingFileError, UserError
 from trainkit.storage.recorded import is_run, read_recorded
 
 SHARE = {"--val-share": "0.2"}
-UNKNOWN = "..."
 CLASSES = ("--classes", "--mask-values")
 GROUPS = ("patient", "patient_id", "subject", "subject_id", "scene", "group", "case", "site")
-LOOKED_AT = 20  # masks
-WHITE = 255
 # networks that need no weights from elsewhere: reading the data takes none
 LRASPP = ["--model", "lraspp", "--backbone", "small"]
 SMALL = dict.fromkeys(("recog_folder", "recog_multilabel"), ["--model", "small"])
@@ -198,7 +193,7 @@ def _masks(folder: Path) -> Layout | None:
             return None
         images, masks = pair
         what, settings = f"images with masks, not divided: {images}/ with {masks}/", SHARE
-    ids, hints = _ids(folder / masks)
+    ids, hints = labels_in(folder / masks)
     if settings:
         hints = [*hints, *_folders_hint(folder / images, 0)]
     return Layout(what, "seg_folder", ids | settings, hints)
@@ -264,7 +259,7 @@ def _list(file: Path, rows: ImageList) -> Layout:
     if not masks:
         return Layout(what, "recog_folder", settings, hints)
     known = next(columns[name] for name in MASK if name in columns)
-    ids, more = _ids_of([file.parent / mask for mask in rows.columns[known]])
+    ids, more = labels_of([file.parent / mask for mask in rows.columns[known]])
     return Layout(what, "seg_folder", ids | settings, [*more, *hints])
 
 
@@ -277,44 +272,6 @@ def _tables(folder: Path) -> Layout | None:
         return None
     what = f"parquet files of {named[0] if named else 'one split'}, not divided"
     return Layout(what, "recog_folder", SHARE, [hint])
-
-
-def _ids(folder: Path) -> tuple[dict[str, str], list[str]]:
-    drawn = sorted(folder.rglob("*.json"))
-    return _ids_of(drawn or [folder / name for name in image_files(folder)])
-
-
-def _ids_of(masks: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
-    """Settings that say which classes the masks hold, by a few of them, and hints."""
-    if masks and masks[0].suffix == ".json":
-        labels = sorted({label for mask in masks for label in shape_labels(mask)})
-        names = [label for label in labels if label not in (*BACKGROUND, *UNCOUNTED)]
-        hint = f"{len(masks)} JSON files of LabelMe have shapes of {some(names)}"
-        return {"--classes": ",".join(["background", *names])}, [hint]
-    chosen = masks[:: max(1, len(masks) // LOOKED_AT)][:LOOKED_AT]
-    try:
-        found = {int(label) for mask in chosen for label in np.unique(read_mask(mask))}
-    except DataError as error:
-        hint = f"{error}. Colours of classes are given by --mask-colors FILE"
-        return {"--classes": UNKNOWN}, [hint]
-    if not found:
-        return {"--classes": UNKNOWN}, []
-    ids = sorted(found - {WHITE})
-    seen = f"{len(chosen)} of {len(masks)} masks hold {some(map(str, sorted(found)))}"
-    if found in ({0, WHITE}, {WHITE}):
-        hint = f"{seen}: two classes; --classes names them"
-        return {"--classes": "background,object", "--mask-values": "0,255"}, [hint]
-    ignored = f", {WHITE} counts nowhere" if WHITE in found else ""
-    further = "--classes takes their names, too"
-    if not ignored:
-        further += ", and --ignore LABEL leaves out what is no class (void)"
-    number = max(ids) + 1
-    if len(ids) < number / 2:
-        values = ",".join(map(str, ids))
-        hint = f"{seen}: {len(ids)} classes{ignored}; {further}"
-        return {"--classes": str(len(ids)), "--mask-values": values}, [hint]
-    hint = f"{seen}: classes 0 to {number - 1}{ignored}; {further}"
-    return {"--classes": str(number)}, [hint]
 
 
 def _folders_hint(root: Path, depth: int) -> list[str]:

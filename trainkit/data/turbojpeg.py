@@ -32,7 +32,7 @@ from trainkit.data.image_headers import (
 )
 
 _DECOMPRESSES, _RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
-_ENDS = 64  # bytes at the end of a file that are looked at
+_END_BYTES = 64  # of a file, in which its end marker is searched
 # Channels, and how many pixels share a sample of chroma, across and down: the kinds of `agrees`.
 _KINDS = {(1, (1, 1)), (3, (1, 1)), (3, (2, 1)), (3, (2, 2))}
 _NAMES = (
@@ -153,7 +153,7 @@ def has_region(data: bytes, frame: JpegFrame) -> bool:
         and (frame.channels, frame.sampling) in _KINDS
         and frame.orientation == 1
         and not frame.progressive
-        and not may_be_cut_short(data[:16], data[-_ENDS:], len(data))
+        and not may_be_cut_short(data[:16], data[-_END_BYTES:], len(data))
     )
 
 

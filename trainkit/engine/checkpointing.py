@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.distributed.fsdp import part, unsharded_state, whole
+from trainkit.distributed.sharded_tensors import part, unsharded_state, whole
 from trainkit.engine.ema import EMA
 from trainkit.engine.optimizer_state import (
     evaluation_mode,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from trainkit.distributed.fsdp import gathered, local
+from trainkit.distributed.sharded_tensors import gathered, local
 from trainkit.optim import last_layer
 from trainkit.recipe import Recipe
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.distributed.fsdp import local, part
+from trainkit.distributed.sharded_tensors import local, part
 from trainkit.errors import UserError
 
 STATISTICS = ("running_mean", "running_var")  # of batch norm: the buffers that are averaged

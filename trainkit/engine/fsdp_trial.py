@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Optimizer
 
-from trainkit.distributed.fsdp import Sharding, gathered, take_parts, unsharded_state
+from trainkit.distributed.fsdp import Sharding, take_parts
+from trainkit.distributed.sharded_tensors import gathered, unsharded_state
 from trainkit.engine.optimizer_state import has_modes, set_lr, switch_mode, to_weights
 from trainkit.errors import UserError, is_out_of_memory
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
-from trainkit.distributed.fsdp import parts_of_optimizer
+from trainkit.distributed.sharded_tensors import parts_of_optimizer
 from trainkit.errors import UserError
 
 

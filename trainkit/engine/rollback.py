@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.distributed.fsdp import local
+from trainkit.distributed.sharded_tensors import local
 
 
 class StepSnapshot:

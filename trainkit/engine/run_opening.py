@@ -151,7 +151,7 @@ def _find(setup: Setup, run: RunFolder, order: int) -> Found:
 
 
 def _last_checkpoint(accelerator: Accelerator, run: RunFolder) -> tuple[Path | None, list[str]]:
-    """`RunFolder.last_checkpoint`, of several processes: those of a host share out the hashing.
+    """`RunFolder.last_checkpoint`, of several processes: those of a host divide the hashing.
 
     Each host hashes all that it reads, as a file may be damaged on the way to one of them.
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.data.seeding import MIX, POSITION, PREPARE, fold, seed_step
 from trainkit.data.to_device import ToDevice
-from trainkit.distributed.fsdp import gathered, no_sync, settle_buckets
+from trainkit.distributed.fsdp import no_sync, settle_buckets
+from trainkit.distributed.sharded_tensors import gathered
 from trainkit.distributed.unwrapping import without_compile
 from trainkit.engine.clipping import clipper
 from trainkit.engine.ema import EMA

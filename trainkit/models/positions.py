@@ -136,6 +136,7 @@ class _Timm(_Resizing):
         return resample_abs_pos_embed(value, new_size=grid, num_prefix_tokens=self._tokens(ours))
 
     def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """See `_Resizing.taken_for`."""
         if ours.ndim == 4:
             return ""
         tokens = self._tokens(ours)
@@ -161,6 +162,7 @@ class _Torchvision(_Resizing):
         return interpolate_embeddings(size, patch, {name: value})[name]
 
     def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """See `_Resizing.taken_for`."""
         return _square(value.shape[1] - 1)
 
 
@@ -216,6 +218,7 @@ class _Table(_Resizing):
         )
 
     def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """See `_Resizing.taken_for`."""
         if ours.ndim == 3:
             return ""
         tokens = len(ours) - math.prod(2 * side - 1 for side in self.owner.window_size)
@@ -232,6 +235,7 @@ class _Biases(_Resizing):
         return resize_rel_pos_bias_table_levit(value.T, tuple(ours.T.shape)).T
 
     def taken_for(self, value: Tensor, ours: Tensor) -> str:
+        """See `_Resizing.taken_for`."""
         return _square(value.shape[1])
 
 

@@ -26,6 +26,7 @@ from trainkit.inference import Inference
 from trainkit.losses.functional import check_num_outputs
 from trainkit.models.outputs import main_logits, refusals_reported, run_padded, size_divisor
 from trainkit.prediction.blocks import Blocks
+from trainkit.prediction.eval_transform import transform_of
 from trainkit.prediction.images import ImageLike, Picture, as_pixels, find_images
 from trainkit.prediction.results import (
     called,
@@ -279,32 +280,6 @@ class ModelInfo:
     def _transformed(self, pixels: tv_tensors.Image) -> Tensor:
         image = pixels if self.transform is None else self.transform(pixels)
         return as_stored(image, self.pixels).as_subclass(Tensor)
-
-
-def transform_of(data: Any) -> Callable[[Any], Any] | None:
-    """How validation data treats an image after it is read.
-
-    That is its attribute `transform`, which takes an image alone. Raises UserError where it has
-    none, or one that does not.
-    """
-    info = DatasetInfo.of(data)
-    if info.transformed is None:
-        raise UserError(
-            f"val_data is of type {type(info.innermost).__name__}, without an attribute"
-            " `transform`: give it one, a function from an image (uint8 (3, H, W)) to what the"
-            " model is evaluated on, so that other images can be read alike"
-        )
-    transform = info.transform
-    if transform is not None:
-        try:
-            kind = torch.uint8 if info.pixels.bits == 8 else torch.float32  # as `read_pixels`
-            transform(tv_tensors.Image(torch.zeros(info.pixels.channels, 64, 64, dtype=kind)))
-        except TypeError as error:
-            raise UserError(
-                f"val_data's transform does not take an image alone ({error}): torchvision's v2"
-                " transforms do, with a mask beside it and without"
-            ) from error
-    return transform
 
 
 @torch.inference_mode()

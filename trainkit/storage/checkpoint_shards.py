@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from trainkit.distributed.fsdp import from_rows, is_part, local, own_rows
+from trainkit.distributed.sharded_tensors import from_rows, is_part, local, own_rows
 from trainkit.storage.tensor_files import file_name
 
 Value = TypeVar("Value")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainkit.distributed.fsdp import whole
+from trainkit.distributed.sharded_tensors import whole
 from trainkit.models.lora import Adapters
 from trainkit.storage.adapters import AdapterFiles
 from trainkit.storage.checkpoint_shards import ALONE, Shards

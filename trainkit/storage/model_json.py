@@ -146,8 +146,8 @@ def require_same_build(model: nn.Module, path: Path, resumed: bool = True) -> No
     Args:
         model: takes the weights.
         path: of a checkpoint or, not to be resumed, of a file of weights.
-        resumed: whether a training goes on; otherwise weights of which model.json does not say that
-            the same function built their network are taken as they are.
+        resumed: whether a training is resumed; otherwise weights are taken as they are of which
+            model.json does not say that the same function built their network.
 
     Raises:
         UserError: it did not.

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from trainkit.distributed.fsdp import local
+from trainkit.distributed.sharded_tensors import local
 from trainkit.errors import UserError
 
 WHOLE = 1024  # elements up to which a tensor is tried with its values, and above with its type

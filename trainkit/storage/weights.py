@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainkit.distributed.fsdp import part
+from trainkit.distributed.sharded_tensors import part
 from trainkit.errors import UserError
 from trainkit.models.positions import resized_positions
 from trainkit.storage import checkpoint

@@ -46,7 +46,7 @@ class MultiLabel(TaskOfClasses):
     """
 
     classes: int | Sequence[str]
-    loss: Criterion | Sequence[Criterion] | None = None  # type: ignore[assignment]  # None: BCE
+    loss: Criterion | Sequence[Criterion] | None = None  # None: BCE
     pos_weight: Sequence[float] | None = None
     label_smoothing: float = 0.0
     extra_metrics: Sequence[Any] = ()

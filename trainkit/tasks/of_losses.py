@@ -17,10 +17,11 @@ class TaskOfLosses(Task):
     """
 
     if TYPE_CHECKING:
-        loss: Criterion | Sequence[Criterion]
+        loss: Criterion | Sequence[Criterion] | None
 
     @property
     def _given_losses(self) -> Criterion | Sequence[Criterion]:
+        assert self.loss is not None  # else the task has a default of its own
         return self.loss
 
     @property

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from trainkit.data.targets import as_target
 from trainkit.errors import UserError
 from trainkit.losses.base import (
-    CheckedCriteria,
     Criterion,
     side_by_side,
     weighted,
@@ -22,14 +20,14 @@ from trainkit.losses.pixelwise import CrossEntropy
 from trainkit.metrics.named import named_metrics
 from trainkit.metrics.recognition import CalibrationError, MacroAverages, TopK
 from trainkit.models.outputs import class_logits
-from trainkit.tasks.base import Task
+from trainkit.tasks.of_losses import TaskOfClasses
 
 IGNORED = -1  # the class id that counts nowhere
 MOST_OF_A_ROW = 1.01  # sum of an image's probabilities, which half precision rounds
 
 
 @dataclass(frozen=True)
-class Recognition(Task):
+class Recognition(TaskOfClasses):
     """Cross-entropy over classes or another loss; top1 and (with more than five classes) top5.
 
     Outputs of the model: logits (N, C), or what holds them, see
@@ -74,24 +72,11 @@ class Recognition(Task):
         self._criteria  # noqa: B018  # what cannot work is refused here
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @property
     def _ks(self) -> tuple[int, ...]:
         return (1, 5) if self.num_classes > 5 else (1,)
 
     @property
-    def _criteria(self) -> tuple[Criterion, ...]:
-        return self._checked(self._loss, self.num_classes)
-
-    @cached_property
-    def _checked(self) -> CheckedCriteria:
-        return CheckedCriteria()
-
-    @property
-    def _loss(self) -> Criterion | Sequence[Criterion]:
+    def _given_losses(self) -> Criterion | Sequence[Criterion]:
         if self.loss is not None:
             return self.loss
         weight, smoothing = self.class_weights, self.label_smoothing
@@ -101,11 +86,6 @@ class Recognition(Task):
             made = CrossEntropy(weight, smoothing)
             object.__setattr__(self, "_cross_entropy", made)
         return made
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss's terms."""
-        return tuple(each.name for each in self._criteria)
 
     def check(self, target: Any) -> str | None:
         """Say what is wrong with a target, a class id or probabilities (C,); None if nothing."""

@@ -21,7 +21,7 @@ from trainkit.data.on_device import Cutout, Flip, OnDevice, PadCrop, same_device
 from trainkit.data.reader import Reader
 from trainkit.data.seeding import DRAW, fold, uniform
 from trainkit.data.transforms.ops import EvalTransform
-from trainkit.prediction.model_info import transform_of
+from trainkit.prediction.eval_transform import transform_of
 from trainkit.tasks.recognition import Recognition
 
 CPU = torch.device("cpu")

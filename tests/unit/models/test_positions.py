@@ -148,7 +148,7 @@ def test_a_network_that_is_none_of_timms_is_not_taken_for_one():
         resized_positions(Mine((4, 4)), Mine((2, 2)).state_dict())
 
 
-def test_what_maps_are_taken_for_is_said():
+def test_the_assumed_grid_is_reported():
     """A file does not say that its 64 positions are of 4 x 16."""
     settings = {**SMALL, "class_token": False, "global_pool": "avg"}
     build = partial(timm.create_model, "vit_small_patch16_224", **settings)
