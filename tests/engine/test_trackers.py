@@ -235,6 +235,37 @@ def test_of_too_many_rows_the_oldest_are_dropped(tmp_path):
     assert notes == ["42 rows were dropped, as it was slower than the training"]
 
 
+class CountedCursors(log_follower.Cursors):
+    """Those that count how often they are written."""
+
+    num_notes = 0
+
+    def note(self, name, **changes):
+        self.num_notes += 1
+        super().note(name, **changes)
+
+
+def test_rows_that_come_one_by_one_are_sent_several_at_a_time(tmp_path):
+    """A row every 5 ms, for as long as four looks into the log."""
+    tracker, cursors = Kept(), CountedCursors(tmp_path / "own.json")
+    follower = log_follower.LogFollower(
+        "kept", lambda cursor: tracker, tmp_path, cursors, {}, pytest.fail
+    )
+    follower.start()
+    num_rows, until = 0, time.monotonic() + 4 * log_follower.POLL_S
+    with (tmp_path / "log.jsonl").open("a", buffering=1) as log:
+        while time.monotonic() < until:
+            num_rows += 1
+            row = {"event": "step", "step": num_rows, "epoch": 0.5, "loss": 1.5}
+            log.write(f"{json.dumps(row)}\n")
+            time.sleep(0.005)
+    follower.ending.set()
+    follower.join(60)
+    assert [step for step, _ in tracker.sent] == list(range(1, num_rows + 1))
+    most = num_rows / log_follower.BATCH + 8  # each look has a batch that is not full
+    assert cursors.num_notes < most < num_rows / 4
+
+
 @pytest.mark.nightly
 def test_a_missing_package_is_refused_before_anything_else(tmp_path):
     """In a process to which all installed packages but this one are there."""
@@ -291,8 +322,11 @@ def test_a_training_comes_first_where_cores_are_few(tmp_path):
     training = psutil.Process(process.pid)
     (beside,) = [each for each in training.children() if TRACKING in each.cmdline()]
     difference = beside.nice() - training.nice()
+    sessions = Path(f"/proc/{beside.pid}/autogroup")  # Linux: which shares a core before nice does
+    session = sessions.read_text().split() if sessions.is_file() else []
     kill_all(process)
     assert difference == NICE
+    assert session[1:] in ([], ["nice", str(NICE)])
 
 
 def killed_and_resumed(folder: Path, name: str, monkeypatch, tmp_path: Path) -> dict:

@@ -15,7 +15,7 @@ from trainkit.storage.evaluation_files import previews
 
 QUEUE = 1000  # rows that wait for a tracker; of more the oldest are dropped
 BATCH = 32  # rows that are noted as sent together, before they are
-POLL_S = 0.2
+POLL_S = 1.0  # between two looks into the log: several rows cost a tracker little more than one
 HANGS_S = 60.0  # without an answer, after which it is reported
 PICTURE_FILE = "val_predictions.jpg"
 NOT_SENT = ("event", "step", "epoch", "best_step", "num_images", "precise_bn", "seconds")
@@ -114,7 +114,8 @@ class LogFollower(threading.Thread):
             self._read()
             while self._queue and not self.aborted.is_set():
                 self._send_rows(tracker, self._call(self._next_rows) or [])
-                self._read()
+                if len(self._queue) >= BATCH:  # behind: what is too much is dropped now
+                    self._read()
             self._call(lambda: self._send_previews(tracker))
             self._call(lambda: self._send_picture(tracker))
             if ending:

@@ -17,10 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from trainkit.engine.log_follower import HANGS_S, Cursors, LogFollower
 from trainkit.engine.trackers import identity_of, new_identity, started
 
 NICE = 10  # where cores are few they are the training's first; what trackers start inherits it
+TRIES = 10  # of a change of which the system takes one in 100 ms
 ABORT_S = 5.0  # for trackers to end where the training is gone
 
 
@@ -28,6 +31,7 @@ def main() -> None:
     """Follow until the training ends."""
     if hasattr(os, "nice"):
         os.nice(NICE)
+    _lower_sessions()
     out = os.fdopen(int(sys.argv[1]), "w")
     asked = json.loads(sys.stdin.readline())
     run = Path(asked["run"])
@@ -95,8 +99,31 @@ def _begin(
     """Start a tracker, and note what the run is called there: before it is, where that is known."""
     identity = new_identity(name, run) if cursor is None else cursor["id"]
     tracker = started(name, identity, run, project, 0 if cursor is None else cursor["step"])
+    _lower_sessions()  # a tracker may have started processes in sessions of their own
     cursors.note(name, id=identity or identity_of(tracker))
     return tracker
+
+
+def _lower_sessions() -> None:
+    """Have the sessions of this process and of what it started wait for the training's.
+
+    Linux shares a core among sessions first ("autogroup", sched(7)): a nice value counts only
+    within its own session, which would have as much of the core as the training's.
+    """
+    if not Path("/proc/self/autogroup").exists():
+        return
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        file = Path(f"/proc/{process.pid}/autogroup")
+        for _ in range(TRIES):
+            try:
+                file.write_text(str(NICE))
+            except BlockingIOError:  # one change in 100 ms is a user's
+                time.sleep(0.1)
+            except OSError:  # the process is gone, or the system has none of it
+                break
+            else:
+                break
 
 
 if __name__ == "__main__":
