@@ -3,7 +3,7 @@
 Results of docs/scale.md.
 
     python benchmarks/scaling.py           # orders up to 10^10 images, a checkpoint of 1 GB
-    python benchmarks/scaling.py --tables order host
+    python benchmarks/scaling.py --tables order kinds host
     python benchmarks/scaling.py --images 5 --gb 0.01 --rounds 1 --steps 20
 
 The last table is of real trainings of a tiny network on 10^3 images and more, each a process of its
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,13 +34,18 @@ from _timing import in_words, versions
 from torch.utils.data import Dataset
 
 from trainkit import Options, Recipe, train
-from trainkit.data.sampler import TrainOrder
+from trainkit.data.balanced_draws import Balanced
+from trainkit.data.local_order import Locality
+from trainkit.data.sampler import COMPUTED, DRAWN, TrainOrder
 from trainkit.distributed.accelerator import use_whole_host
 from trainkit.schedules import cos
 from trainkit.storage import checkpoint
 from trainkit.tasks.recognition import Recognition
 
-TABLES = ("order", "host", "checkpoint", "runs")
+TABLES = ("order", "kinds", "host", "checkpoint", "runs")
+
+INTERLEAVED = 16  # row groups that are read at a time
+CLASSES = 1000
 
 
 def seconds(work: Callable[[], object], rounds: int = 5) -> float:
@@ -52,60 +58,116 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
     return median(taken)
 
 
-def orders(largest: int, rounds: int, results: Results) -> None:
-    """An epoch's order, drawn whole and computed: memory, first batch, and each further step.
+@dataclass(frozen=True)
+class Case:
+    """An order of 10^exponent images, drawn whole or computed, and the last of its processes."""
 
-    Each case is a fork of its own, for the last of so many processes, with 64 images of each batch.
-    """
+    exponent: int
+    version: int
+    processes: int = 1
+    kind: str = "uniform"
+    group: int = 0
+    """images of a row group, where they are streamed"""
+
+    @property
+    def row(self) -> str:
+        kind = {
+            "uniform": "images",
+            "streamed": f"streamed images, row groups of {self.group:,}",
+            "balanced": "balanced draws",
+        }[self.kind]
+        return f"10^{self.exponent} {kind}, {'drawn' if self.version == DRAWN else 'computed'}"
+
+    def order(self) -> TrainOrder:
+        """With 64 images of each batch for a process."""
+        num_images, more = 10**self.exponent, {}
+        if self.kind == "streamed":
+            lengths = (self.group,) * (num_images // self.group)
+            more["locality"] = Locality(lengths, INTERLEAVED)
+        elif self.kind == "balanced":
+            members = torch.full((CLASSES,), num_images // CLASSES)
+            more["balanced"] = Balanced(torch.arange(num_images), members)
+        return TrainOrder(
+            num_images, 64 * self.processes, 0, self.processes, micro_batch=32,
+            version=self.version, **more,
+        )  # fmt: skip
+
+
+def orders(largest: int, rounds: int, results: Results) -> None:
+    """A uniform order, by the number of images and of processes."""
+    add_orders(
+        [
+            Case(exponent, version, processes)
+            for exponent in (6, 8, 10)
+            for version in (DRAWN, COMPUTED)
+            for processes in (1, 512, 1024)
+            if exponent <= max(6, largest) and (version == COMPUTED or exponent < 10)  # 37 GiB
+        ],
+        rounds,
+        results,
+    )
+
+
+def kinds(largest: int, rounds: int, results: Results) -> None:
+    """Streamed orders and balanced ones; the table of a class's images is made before."""
     cases = [
-        (exponent, version, processes)
-        for exponent in (6, 8, 10)
-        for version in (1, 2)
-        for processes in (1, 512, 1024)
-        if exponent <= max(6, largest) and (version == 2 or exponent < 10)  # 37 GiB
+        Case(exponent, version, processes, "streamed", group)
+        for exponent, version, group in (
+            (6, DRAWN, 1000), (6, COMPUTED, 1000), (8, COMPUTED, 1000), (8, COMPUTED, 100),
+        )
+        for processes in (1, 512)
+    ]  # fmt: skip
+    cases += [
+        Case(exponent, version, processes, "balanced")
+        for exponent, version in ((6, DRAWN), (6, COMPUTED), (7, DRAWN), (7, COMPUTED))
+        for processes in (1, 512)
     ]
-    found: dict[tuple[int, int, int], list[tuple[float, ...]]] = {case: [] for case in cases}
+    add_orders([case for case in cases if case.exponent <= max(6, largest)], rounds, results)
+
+
+def add_orders(cases: list[Case], rounds: int, results: Results) -> None:
+    """Memory, first batch, and each further step of an epoch's order. Each case is a fork."""
+    found: dict[Case, list[tuple[float, ...]]] = {case: [] for case in cases}
     for _, case in product(range(rounds), cases):
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.write(writer, json.dumps(of_order(*case)).encode())
+                os.write(writer, json.dumps(of_order(case)).encode())
             finally:
                 os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as stream:
             found[case].append(tuple(json.loads(stream.read())))
         os.waitpid(child, 0)
-    for (exponent, version, processes), measured in found.items():
-        row = f"10^{exponent} images, {'drawn' if version == 1 else 'computed'}"
+    for case, measured in found.items():
         memory, first, step = zip(*measured)
-        if processes == 1:
-            results.add(row, "memory of each process", "MiB", memory)
-            results.add(row, "first batch of an epoch", "s", first)
-        words = f"step, {processes:,} process{'es' if processes > 1 else ''}"
-        results.add(row, words, "us", step)
+        if case.processes == 1:
+            results.add(case.row, "memory of each process", "MiB", memory)
+            results.add(case.row, "first batch of an epoch", "s", first)
+        words = f"step, {case.processes:,} process{'es' if case.processes > 1 else ''}"
+        results.add(case.row, words, "us", step)
         print(
-            f"{row}, {words:22} {median(memory):8.2f} MiB, first batch {median(first):9.6f} s,"
-            f" {median(step):7.1f} us"
+            f"{case.row}, {words:22} {median(memory):8.2f} MiB, first batch"
+            f" {median(first):9.6f} s, {median(step):7.1f} us"
         )
 
 
-def of_order(exponent: int, version: int, processes: int) -> tuple[float, float, float]:
+def of_order(case: Case) -> tuple[float, float, float]:
     """MiB that are needed at most, seconds to the first batch, and us of a step after it."""
     steps = 256
-    order = TrainOrder(10**exponent, 64 * processes, 0, processes, micro_batch=32, version=version)
+    order = case.order()
     start = min(1000, order.steps_per_epoch // 2)  # resumed in the middle
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     begun = time.perf_counter()
-    batches = order.batches(start, start + steps, processes - 1)
+    batches = order.batches(start, start + steps, case.processes - 1)
     next(batches)
     first = time.perf_counter() - begun
     taken = time.perf_counter()
     for step in range(start + 1, start + steps):
-        order.passes(step, processes - 1)
-        order.share(step, processes - 1)
+        order.passes(step, case.processes - 1)
+        order.share(step, case.processes - 1)
         next(batches)
     taken = time.perf_counter() - taken
     return resident("VmHWM") - before, first, 1e6 * taken / (steps - 1)
@@ -234,7 +296,7 @@ def growth(largest: int, rounds: int, steps: int, results: Results) -> None:
 
 
 def main() -> None:
-    """All four."""
+    """All tables asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -252,12 +314,14 @@ def main() -> None:
     print(versions("torch"))
     note = f"rounds of {asked.steps} steps"
     for name in asked.tables:
-        rounds = asked.rounds if name in ("order", "runs") else None
+        rounds = asked.rounds if name in ("order", "kinds", "runs") else None
         results = Results(
             f"scaling-{name}", "torch", rounds=rounds, note=note if name == "runs" else None
         )
         if name == "order":
             orders(asked.images, asked.rounds, results)
+        elif name == "kinds":
+            kinds(asked.images, asked.rounds, results)
         elif name == "host":
             host_work(results)
         elif name == "checkpoint":
