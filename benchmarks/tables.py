@@ -115,7 +115,7 @@ class Claim:
     Args:
         text: what is claimed.
         name, row, column: the measurement.
-        key: which of its numbers: `median`, `value`, `values` or `ratio`.
+        key: which of its numbers: `median`, `value` or `ratio`.
         unit: written behind the figure.
         target: a comparison and a number, or None where none was set.
     """
@@ -137,11 +137,6 @@ class Claim:
             if (each["row"], each["column"]) == (self.row, self.column)
         )
         value = found[self.key]
-        figure = (
-            f"{number(min(value))} to {number(max(value))}"
-            if isinstance(value, list)
-            else number(value)
-        )
         target, met = "", ""
         if self.target is not None:
             sign, bound = self.target
@@ -152,7 +147,7 @@ class Claim:
         command = f"`{command}`" if command[0] != "(" else command
         cells = [
             self.text,
-            f"{figure}{self.unit}",
+            f"{number(value)}{self.unit}",
             target,
             met,
             command,
@@ -161,16 +156,7 @@ class Claim:
         return "| " + " | ".join(cells) + " |"
 
     def met(self, value: Any, compare: Any, bound: float) -> str:
-        """Yes, no, or in how many runs."""
-        if isinstance(value, list):
-            times = sum(compare(each, bound) for each in value)
-            return (
-                "yes"
-                if times == len(value)
-                else "**no**"
-                if not times
-                else f"**in {times} of {len(value)} runs**"
-            )
+        """Yes or no."""
         if isinstance(value, str):  # "254 of 254"
             done, _, of = value.partition(" of ")
             value = int(done) / int(of)

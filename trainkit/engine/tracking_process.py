@@ -120,7 +120,7 @@ def _lower_sessions() -> None:
                 file.write_text(str(NICE))
             except BlockingIOError:  # one change in 100 ms is a user's
                 time.sleep(0.1)
-            except OSError:  # the process is gone, or the system has none of it
+            except OSError:  # it has ended, or the system has no such file
                 break
             else:
                 break
