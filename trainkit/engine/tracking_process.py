@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,10 @@ def _lower_sessions() -> None:
     """
     if not Path("/proc/self/autogroup").exists():
         return
-    own = psutil.Process()
-    for process in [own, *own.children(recursive=True)]:
+    processes = [psutil.Process()]
+    with suppress(psutil.Error):  # some process ended meanwhile: no reason to lose a tracker
+        processes += processes[0].children(recursive=True)
+    for process in processes:
         file = Path(f"/proc/{process.pid}/autogroup")
         for _ in range(TRIES):
             try:
