@@ -65,8 +65,11 @@ if __name__ == "__main__":
         assert torch.equal(value[own_rows(like[name])], local(like[name])), name
     assert torch.equal(found["other"], torch.ones(4, 3)), "of another shape here: whole"
     assert found["once"].shape == () and found["once"] == 7
-    rows = LARGE // count
-    large = DTensor.from_local(torch.empty(rows, 2**18), mesh, [Shard(0)], run_check=False)
+    rows = len(torch.arange(LARGE).chunk(count)[dist.get_rank()])
+    large = DTensor.from_local(
+        torch.empty(rows, 2**18), mesh, [Shard(0)], run_check=False,
+        shape=torch.Size((LARGE, 2**18)), stride=(2**18, 1),
+    )  # fmt: skip
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     found = read_tensors(folder, "state", 4, {"large": large}.get)
