@@ -68,7 +68,8 @@ def test_killed_inside_an_epoch(tmp_path, unstopped, name, processes, workers):
     ],
 )
 def test_stopped_by_a_signal(tmp_path, unstopped, number, code, processes):
-    process = start(tmp_path, "all", processes, workers=1)
+    # slow enough to be hit early where the machine is busy: 12 steps have passed in 0.3 s else
+    process = start(tmp_path, "all", processes, workers=1, sleep=0.1)
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     os.kill(process.pid, number)
     printed = process.communicate(timeout=PATIENCE)[0]
@@ -91,7 +92,7 @@ def test_stopped_by_a_signal_to_the_whole_group(tmp_path, number, code):
 
     What reads images goes on, also where torch has threads in it.
     """
-    process = start(tmp_path, "all", workers=2, own_session=True, TOY_THREADS="2")
+    process = start(tmp_path, "all", workers=2, sleep=0.1, own_session=True, TOY_THREADS="2")
     wait_for(tmp_path / "all", checkpoint_of(2), process)
     workers = psutil.Process(process.pid).children()
     os.killpg(process.pid, number)

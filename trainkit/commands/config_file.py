@@ -74,7 +74,7 @@ def _content(path: Path, signature: inspect.Signature) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"--config: there is no file {path}")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, OSError) as error:
         said = " ".join(str(error).split())
