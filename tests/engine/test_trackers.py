@@ -245,25 +245,32 @@ class CountedCursors(log_follower.Cursors):
         super().note(name, **changes)
 
 
-def test_rows_that_come_one_by_one_are_sent_several_at_a_time(tmp_path):
-    """A row every 5 ms, for as long as four looks into the log."""
-    tracker, cursors = Kept(), CountedCursors(tmp_path / "own.json")
+def test_rows_that_come_while_others_are_sent_wait_for_the_next_look(tmp_path):
+    """A row comes with each that is sent: they are sent together too, and not one by one."""
+    rows = iter(range(1, 10_000))
+
+    def write_row():
+        row = {"event": "step", "step": next(rows), "epoch": 0.5, "loss": 1.5}
+        with (tmp_path / "log.jsonl").open("a") as log:
+            log.write(f"{json.dumps(row)}\n")
+
+    for _ in range(20):
+        write_row()
+    tracker, cursors = Kept(write_row), CountedCursors(tmp_path / "own.json")
     follower = log_follower.LogFollower(
         "kept", lambda cursor: tracker, tmp_path, cursors, {}, pytest.fail
     )
+    begun = time.monotonic()
     follower.start()
-    num_rows, until = 0, time.monotonic() + 4 * log_follower.POLL_S
-    with (tmp_path / "log.jsonl").open("a", buffering=1) as log:
-        while time.monotonic() < until:
-            num_rows += 1
-            row = {"event": "step", "step": num_rows, "epoch": 0.5, "loss": 1.5}
-            log.write(f"{json.dumps(row)}\n")
-            time.sleep(0.005)
+    while len(tracker.sent) < 60 and time.monotonic() < begun + 60:
+        time.sleep(0.01)
+    taken, num_notes = time.monotonic() - begun, cursors.num_notes
+    follower.aborted.set()
     follower.ending.set()
     follower.join(60)
-    assert [step for step, _ in tracker.sent] == list(range(1, num_rows + 1))
-    most = num_rows / log_follower.BATCH + 8  # each look has a batch that is not full
-    assert cursors.num_notes < most < num_rows / 4
+    assert [step for step, _ in tracker.sent[:60]] == list(range(1, 61))
+    assert num_notes == 4, "the beginning, and 20 rows thrice"
+    assert taken > 2 * log_follower.POLL_S
 
 
 @pytest.mark.nightly

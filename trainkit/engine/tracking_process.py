@@ -100,8 +100,8 @@ def _begin(
     """Start a tracker, and note what the run is called there: before it is, where that is known."""
     identity = new_identity(name, run) if cursor is None else cursor["id"]
     tracker = started(name, identity, run, project, 0 if cursor is None else cursor["step"])
-    _lower_sessions()  # a tracker may have started processes in sessions of their own
     cursors.note(name, id=identity or identity_of(tracker))
+    _lower_sessions()  # a tracker may have started processes in sessions of their own
     return tracker
 
 
@@ -117,16 +117,19 @@ def _lower_sessions() -> None:
     with suppress(psutil.Error):  # some process ended meanwhile: no reason to lose a tracker
         processes += processes[0].children(recursive=True)
     for process in processes:
-        file = Path(f"/proc/{process.pid}/autogroup")
-        for _ in range(TRIES):
-            try:
-                file.write_text(str(NICE))
-            except BlockingIOError:  # one change in 100 ms is a user's
-                time.sleep(0.1)
-            except OSError:  # it has ended, or the system has no such file
-                break
-            else:
-                break
+        with suppress(OSError):  # it has ended, or the system does not allow it
+            _lower(Path(f"/proc/{process.pid}/autogroup"))
+
+
+def _lower(session: Path) -> None:
+    """Lower the priority of a session, unless it is lowered."""
+    for _ in range(TRIES):
+        if session.read_text().endswith(f"nice {NICE}\n"):
+            return
+        try:
+            session.write_text(str(NICE))
+        except BlockingIOError:  # one change in 100 ms is a user's
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":
