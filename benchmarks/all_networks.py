@@ -5,18 +5,20 @@
     python benchmarks/all_networks.py --only timm:resnet18 upernet --limit 5
 
 Kinds: `decoders` (each decoder on a spread of encoders), `transformers` (its segmenters), `masks`
-(Mask2Former and EoMT), `hf` (classifiers of transformers), `dense` (a linear head or UPerNet on
-timm's backbones) and `classifiers` (timm's, two of each of its modules, the smallest by name).
+(Mask2Former and EoMT), `hf` (classifiers of transformers), `dense` (a linear head, UPerNet or DPT
+on timm's backbones) and `classifiers` (timm's, two of each of its modules, the smallest by name).
 
 With random weights and two small images each: built; a step, saved as a training saves it, loaded
 into a network that is built anew, and the second step bit-equal to that without the stop; evaluated
 at odd sides, those of training + 3 and + 29, or in windows or at one size where a network takes no
 other; exported to ONNX with the logits that the network has. What is done is written after each
-network: the same command does the rest, the smallest first.
+network: the same command does the rest, the smallest first. Two calls with different --only may run
+beside each other.
 """
 
 import argparse
 import contextlib
+import fcntl
 import json
 import re
 import signal
@@ -427,12 +429,10 @@ def main() -> None:
     results = Results("all_networks", "torch", "torchvision", "timm", "transformers",
                       "segmentation-models-pytorch", "onnxruntime")  # fmt: skip
     file = asked.results / "all_networks.json"
-    known: dict[str, dict[str, str]] = {}
-    if file.is_file():  # it holds what all calls found
+    known = recorded(file)
+    if known:  # the file holds what all calls found
         results.head["command"] = "python benchmarks/all_networks.py"
         results.head["note"] = "over several calls, with --only"
-        for row in json.loads(file.read_text())["measurements"]:
-            known.setdefault(row["row"], {})[row["column"]] = row["value"]
     begun, number = time.monotonic(), 0
     for case in sorted(cases(), key=lambda case: weights(case, known)):
         label = f"{case.kind}: {case.name}"
@@ -450,18 +450,36 @@ def main() -> None:
         number += 1
         start = time.monotonic()
         try:
-            known[label] = tried(case, not asked.no_onnx)
+            found = tried(case, not asked.no_onnx)
         except TimeoutError as error:
-            known[label] = {"built": f"FAILED: {error}"}
+            found = {"built": f"FAILED: {error}"}
         except Exception as error:  # of any library, as it is built
-            known[label] = {"built": f"FAILED: {type(error).__name__}: {first_line(error)}"[:300]}
-        print(f"{label:60} {time.monotonic() - start:5.1f} s  {known[label]}", flush=True)
+            found = {"built": f"FAILED: {type(error).__name__}: {first_line(error)}"[:300]}
+        print(f"{label:60} {time.monotonic() - start:5.1f} s  {found}", flush=True)
+        record(label, found, results, asked.results)
+
+
+def recorded(file: Path) -> dict[str, dict[str, str]]:
+    """Network -> column -> what was found, of all calls up to now."""
+    known: dict[str, dict[str, str]] = {}
+    if file.is_file():
+        for row in json.loads(file.read_text())["measurements"]:
+            known.setdefault(row["row"], {})[row["column"]] = row["value"]
+    return known
+
+
+def record(label: str, found: dict[str, str], results: Results, folder: Path) -> None:
+    """Write what was found of a network beside what other calls have written by now."""
+    with open(__file__) as program:
+        fcntl.flock(program, fcntl.LOCK_EX)
+        known = recorded(folder / "all_networks.json")
+        known[label] = found
         results.measurements = []
         for row, columns in known.items():
             for column, value in columns.items():
                 results.put(row, column, "", value)
         with contextlib.redirect_stdout(None):
-            results.write(asked.results)
+            results.write(folder)
 
 
 if __name__ == "__main__":
