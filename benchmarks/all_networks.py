@@ -402,9 +402,17 @@ def tried(case: Case, onnx: bool) -> dict[str, str]:
             except TimeoutError:
                 raise
             except Exception as error:  # of any library: it is what is to be found out
-                said = re.sub(r"\x1b\[\d+m", "", first_line(error))  # colours of torch's exporter
-                found[part] = f"FAILED: {type(error).__name__}: {said}"[:300]
+                found[part] = failed(error)
     return found
+
+
+def failed(error: BaseException) -> str:
+    """What is recorded of an error: its kind, and what it, or what it came from, says."""
+    kind = type(error).__name__
+    while error.__cause__ is not None:  # torch's exporter says what to do next
+        error = error.__cause__
+    said = re.sub(r"\x1b\[\d+m", "", first_line(error))  # colours
+    return f"FAILED: {kind}: {said}"[:300]
 
 
 def weights(case: Case, known: dict[str, dict[str, str]]) -> int:
@@ -454,7 +462,7 @@ def main() -> None:
         except TimeoutError as error:
             found = {"built": f"FAILED: {error}"}
         except Exception as error:  # of any library, as it is built
-            found = {"built": f"FAILED: {type(error).__name__}: {first_line(error)}"[:300]}
+            found = {"built": failed(error)}
         print(f"{label:60} {time.monotonic() - start:5.1f} s  {found}", flush=True)
         record(label, found, results, asked.results)
 

@@ -24,6 +24,7 @@ from helpers.processes import run as run_command
 from helpers.toy_recipes import everything, run
 from trainkit import evaluate
 from trainkit.distributed.fsdp import Sharding, prepare
+from trainkit.distributed.weight_use import weight_use
 from trainkit.storage.checkpoint import list_checkpoints
 
 
@@ -193,27 +194,71 @@ def test_what_is_refused(monkeypatch, changed, message):
 
 
 def test_modules_that_are_gathered_on_their_own():
-    """By size, inner ones first and counted once; by the names of their classes.
-
-    Lists of modules never.
-    """
+    """By size, inner ones first and counted once; by the names of their classes."""
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem = nn.Linear(2, 2)  # 6 weights
+            self.stem = nn.Linear(4, 2)  # 10 weights
             # 20 + 30
             self.blocks = nn.ModuleList(
-                [nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)) for _ in range(2)]
+                [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6)) for _ in range(2)]
             )
 
+        def forward(self, x):
+            return self.stem(x) + sum(block(x)[:, :2] for block in self.blocks)
+
     net = Net()
+    use = weight_use(net, lambda: net(torch.ones(2, 4)))
     (one, two), (three, four) = net.blocks
-    assert Sharding(least=25).units(net) == [four, two]  # what is left of each block is 20
-    assert Sharding(least=20).units(net) == [four, three, two, one]
-    assert Sharding(least=50).units(net) == [net.blocks[1], net.blocks[0]]
-    assert Sharding(least=100).units(net) == Sharding().units(net) == []
+    assert Sharding(least=25).units(net, use) == [four, two]  # what is left of each block is 20
+    assert Sharding(least=20).units(net, use) == [four, three, two, one]
+    assert Sharding(least=50).units(net, use) == [net.blocks[1], net.blocks[0]]
+    assert Sharding(least=100).units(net, use) == Sharding().units(net, use) == []
+    assert Sharding(least=20).units(net) == []
     assert Sharding(classes=frozenset({"Sequential"})).units(net) == [net.blocks[1], net.blocks[0]]
+
+
+def test_modules_whose_weights_are_used_outside_of_their_calls():
+    """They are the next module's around them: an iterated chain's, a layer's whose weight is read.
+
+    Those that the pass does not reach are nobody's; to ask for a weight's type is no use.
+    """
+
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+            self.asked = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = torch.nn.functional.linear(x.to(self.asked.weight.dtype), self.inner.weight)
+            return self.asked(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.chain = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), Read())
+            self.extra = nn.Linear(4, 4)
+            self.buffer = nn.Dropout()
+
+        def forward(self, x):
+            for each in self.chain:
+                x = each(self.buffer(x))
+            return x
+
+    net = Net().eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    use = weight_use(net, lambda: net(torch.ones(1, 4)))
+    read = net.chain[2]
+    # the read module has the weights of `inner`, and the whole network those of the chain
+    assert Sharding(least=10).units(net, use) == [read.asked, read]
+    assert Sharding(least=8).units(net, use) == [read.asked, read, net.chain[1], net.chain[0]]
+    assert Sharding(least=100).units(net, use) == []
+    assert torch.equal(state, torch.get_rng_state()) and not net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.nightly

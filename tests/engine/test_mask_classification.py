@@ -132,13 +132,17 @@ def test_windows_average_the_scores_of_images(alone, kind):
 
 
 @pytest.mark.nightly
-def test_eomt_is_exported_for_images_of_its_size(alone, tmp_path, capsys):
-    """Of larger images a window of it is taken to try the file on."""
-    recipe = masks("eomt", ema=None)
-    weights = list_checkpoints(alone("eomt") / "checkpoints")[-1]
-    asked = ExportOptions(out=tmp_path / "m.pt2", images=2)
+@pytest.mark.parametrize("kind", ["eomt", "mask2former"])
+@pytest.mark.parametrize("file", ["m.pt2", "m.onnx"])
+def test_it_is_exported(alone, tmp_path, capsys, kind, file):
+    """EoMT for images of its size: of larger images a window of it is taken to try the file on."""
+    recipe = masks(kind, ema=None)
+    weights = list_checkpoints(alone(kind) / "checkpoints")[-1]
+    asked = ExportOptions(out=tmp_path / file, images=2)
     export(recipe, weights, asked)
-    assert f"input ['batch', 3, {SIDE}, {SIDE}]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    if kind == "eomt":
+        assert f"input ['batch', 3, {SIDE}, {SIDE}]" in said
 
 
 @pytest.mark.nightly

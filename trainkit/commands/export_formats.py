@@ -1,14 +1,13 @@
 """The kinds of files that a model is exported to: how each is written, and run again."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainkit.errors import UserError
 from trainkit.files import save_tensors
@@ -94,7 +93,9 @@ def _load_program(path: Path, model: Logits) -> Forward:
 def _write_onnx(
     model: Logits, image: Tensor, free: tuple[str, ...], path: Path, about: str
 ) -> None:
-    with _plain_attention(model.model):
+    # multiplied out: what torch's other kernels return is laid out in another order, which the
+    # exporter does not decompose
+    with sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
             model,
             (_example(image, free),),
@@ -107,24 +108,6 @@ def _write_onnx(
     assert program is not None  # with dynamo=True
     program.model.metadata_props[KEY] = about
     program.save(path, external_data=False)
-
-
-@contextmanager
-def _plain_attention(network: Any) -> Iterator[None]:
-    """Context manager: networks of transformers multiply attention out.
-
-    Torch's own attention with a mask, as of BEiT's relative positions, cannot be decomposed.
-    """
-    choose = getattr(network, "set_attn_implementation", None)
-    before = None if choose is None else network.config._attn_implementation
-    if choose is None or before != "sdpa":
-        yield
-        return
-    choose("eager")
-    try:
-        yield
-    finally:
-        choose(before)
 
 
 def _load_onnx(path: Path, model: Logits) -> Forward:

@@ -7,6 +7,7 @@ tensors: a run may resume with or without it.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,20 +17,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainkit.distributed.sharded_tensors import part
 from trainkit.distributed.unwrapping import without_compile
+from trainkit.distributed.weight_use import WeightUse
 from trainkit.errors import UserError
 
 VARIABLE = "ACCELERATE_USE_FSDP"
-
-
-# Modules whose weight others may read without calling them: queries, and what MultiheadAttention
-# ends with.
-READ = (nn.Embedding, NonDynamicallyQuantizableLinear)
 
 
 @dataclass(frozen=True)
@@ -75,19 +71,24 @@ class Sharding:
             classes=classes if policy == "TRANSFORMER_BASED_WRAP" else frozenset(),
         )
 
-    def units(self, root: nn.Module) -> list[nn.Module]:
-        """The modules inside `root` that are gathered on their own, inner ones first."""
-        taken: dict[nn.Module, int] = {}  # weights of each module that units inside it hold
+    def units(self, root: nn.Module, use: WeightUse | None = None) -> list[nn.Module]:
+        """The modules inside `root` that are gathered on their own, inner ones first.
+
+        Args:
+            root: the whole.
+            use: where its weights are used, without which none is taken by its size.
+        """
+        taken: dict[nn.Module, set[Tensor]] = {}  # weights of each module that units in it hold
         found = []
         for module in reversed(list(root.modules())):
-            inside = sum(taken.get(child, 0) for child in module.children())
-            free = sum(weight.numel() for weight in module.parameters()) - inside
-            # a ModuleList is not
-            called = type(module).forward is not nn.Module.forward and not isinstance(module, READ)
-            by_size = self.least is not None and free >= self.least and called
+            inside = set().union(*(taken[child] for child in module.children()))
+            free = set(module.parameters()) - inside
+            large = self.least is not None and sum(map(Tensor.numel, free)) >= self.least
+            by_size = large and use is not None and use.allows(module, free)
+            by_size = by_size and not _is_of_transformers(module)
             if module is not root and free and (by_size or type(module).__name__ in self.classes):
                 found.append(module)
-                inside += free
+                inside |= free
             taken[module] = inside
         return found
 
@@ -103,6 +104,16 @@ ALLOWED = {
 }
 
 
+def _is_of_transformers(module: nn.Module) -> bool:
+    """Whether it is a whole network or backbone of transformers.
+
+    Those look up by their class which layers' outputs they are to keep, and `fully_shard` gives a
+    module another class.
+    """
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(module, library.PreTrainedModel)
+
+
 @contextmanager
 def kept_from_accelerate() -> Iterator[None]:
     """Context manager: Accelerate does not shard by itself."""
@@ -115,12 +126,22 @@ def kept_from_accelerate() -> Iterator[None]:
 
 
 def prepare(
-    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | None = None
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    find_use: Callable[[], WeightUse | None] | None = None,
 ) -> nn.Module:
     """Prepare the model by `accelerator.prepare`, sharded with the optimizer where asked for.
 
     The optimizer itself stays as it is: accelerate's wrapper looks for a package on the disk in
     each step, a tenth of a small network's time (docs/results.md).
+
+    Args:
+        accelerator: of this process.
+        model: on any device.
+        optimizer: of its weights.
+        find_use: runs a forward pass to see where weights are used, by which modules are gathered
+            on their own for their size; without it, or where it gives None, none is.
     """
     sharding = Sharding.asked()
     if sharding is None:
@@ -147,14 +168,42 @@ def prepare(
     model.to(accelerator.device)
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
-    _shard(model, sharding, optimizer)
+    use = None
+    if sharding.least is not None:
+        use = _of_all(model, None if find_use is None else find_use())
+    _shard(model, sharding, use, optimizer)
     # As for an evaluation: precision and compiling, and no DDP around it.
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def _shard(model: nn.Module, sharding: Sharding, optimizer: Optimizer | None) -> None:
+def _of_all(root: nn.Module, use: WeightUse | None) -> WeightUse | None:
+    """What holds of the passes of all processes, whose images differ; None where one has none."""
+    weights, modules = dict(root.named_parameters()), dict(root.named_modules())
+    names = {module: name for name, module in modules.items()}
+    mine = None
+    if use is not None:
+        used = {
+            name: use.inside[id(each)] for name, each in weights.items() if id(each) in use.inside
+        }
+        mine = {name: {names[module] for module in inside} for name, inside in used.items()}
+    gathered: list[dict[str, set[str]] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    found = [each for each in gathered if each is not None]
+    if len(found) < len(gathered):
+        return None
+    common = WeightUse(root)
+    for name, weight in weights.items():
+        inside = [each[name] for each in found if name in each]
+        if inside:
+            common.inside[id(weight)] = {modules[each] for each in set.intersection(*inside)}
+    return common
+
+
+def _shard(
+    model: nn.Module, sharding: Sharding, use: WeightUse | None, optimizer: Optimizer | None
+) -> None:
     names = {id(weight): name for name, weight in model.named_parameters()}
-    for unit in (*sharding.units(model), model):
+    for unit in (*sharding.units(model, use), model):
         fully_shard(unit, reshard_after_forward=sharding.reshard_after_forward)
     sharded = dict(model.named_parameters())
     if optimizer is not None:

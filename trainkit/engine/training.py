@@ -9,6 +9,7 @@ from trainkit.data.to_device import ToDevice
 from trainkit.display.wording import counted
 from trainkit.distributed.accelerator import allow_tf32
 from trainkit.distributed.fsdp import prepare
+from trainkit.distributed.weight_use import WeightUse, weight_use
 from trainkit.engine.activation_checkpointing import checkpoint_activations
 from trainkit.engine.checkpointing import Checkpointer
 from trainkit.engine.early_stopping import EarlyStopping
@@ -27,6 +28,7 @@ from trainkit.engine.step import Stepper
 from trainkit.engine.stop_signal import StopFlag
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
+from trainkit.errors import first_line
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_reported
 from trainkit.storage.checkpoint_shards import ALONE, Shards
@@ -161,13 +163,28 @@ def _convert_model(setup: Setup) -> None:
             checkpoint_activations(model)
 
 
+def _weight_use(setup: Setup, task_module: nn.Module) -> WeightUse | None:
+    """Where weights are used in a pass of two images; None, and a note, where it fails."""
+    images = setup.plan.first_image(setup.accelerator.device).repeat(2, 1, 1, 1)
+    try:
+        return weight_use(task_module, partial(setup.recipe.model, images))
+    except Exception as error:  # a network of one's own may take no such pass
+        setup.display.note(
+            f"FSDP: all weights are gathered at once, as a first forward pass failed"
+            f" ({type(error).__name__}: {first_line(error)})"
+        )
+        return None
+
+
 def _prepare(setup: Setup) -> nn.Module:
     """Model and task as one module, and the optimizer, wrapped for processes and precision."""
     optimizer = setup.recipe.optimizer
     task_module: nn.Module = TaskModule(setup.recipe.model, setup.recipe.task, setup.distillation)
     require_supported(optimizer, task_module)
     require_same_updates(optimizer, setup.accelerator)
-    task_module = prepare(setup.accelerator, task_module, optimizer)
+    task_module = prepare(
+        setup.accelerator, task_module, optimizer, partial(_weight_use, setup, task_module)
+    )
     to_weights(optimizer)
     if has_modes(optimizer):
         switch_mode(optimizer, training=True)

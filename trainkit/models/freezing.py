@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.optim import Optimizer
@@ -190,3 +191,19 @@ def _parts(
 
 def _stays(weight: nn.Parameter, frozen: set[int]) -> bool:
     return id(weight) in frozen or not weight.requires_grad
+
+
+def freeze_unused(network: nn.Module, output: Tensor) -> None:
+    """Let parameters on which an output does not depend take no gradient.
+
+    DDP would wait for gradients that never come, such as those of a norm after the last map that a
+    head takes.
+
+    Args:
+        network: whose parameters.
+        output: one number, computed from all outputs with gradients.
+    """
+    weights = [each for each in network.parameters() if each.requires_grad]
+    found = torch.autograd.grad(output, weights, allow_unused=True)
+    for parameter, gradient in zip(weights, found):
+        parameter.requires_grad_(gradient is not None)

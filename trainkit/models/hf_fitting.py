@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.errors import UserError, first_line, is_shortage
+from trainkit.models.freezing import freeze_unused
 from trainkit.models.image_channels import take_channels
 from trainkit.models.outputs import main_logits
 
@@ -101,8 +102,7 @@ def takes_keyword(network: nn.Module, keyword: str) -> bool:
 def fit(network: Any, name: str, channels: int, sizes: Sequence[tuple[int, int]]) -> None:
     """Run images of these sizes through it, and let unused parameters take no gradient.
 
-    DDP would wait for gradients that never come, such as those of a norm after the last map that a
-    head takes. Dropout and batch norm rest, and no random number is drawn that a training would.
+    Dropout and batch norm rest, and no random number is drawn that a training would.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -118,13 +118,10 @@ def fit(network: Any, name: str, channels: int, sizes: Sequence[tuple[int, int]]
             values = [logits.sum()]
             if isinstance(outputs, Mapping) and "aux" in outputs:
                 values.append(outputs["aux"].sum())
-            weights = [each for each in network.parameters() if each.requires_grad]
-            found = torch.autograd.grad(torch.stack(values).sum(), weights, allow_unused=True)
+            freeze_unused(network, torch.stack(values).sum())
     finally:
         for module, mode in modes:
             module.training = mode
-    for parameter, gradient in zip(weights, found):
-        parameter.requires_grad_(gradient is not None)
 
 
 def _check_sides(name: str, logits: Tensor, size: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainkit.errors import UserError, did_you_mean, first_line, is_shortage
+from trainkit.models.freezing import freeze_unused
 from trainkit.models.outputs import main_logits, size_divisor
 from trainkit.models.pretrained import START_AT_RANDOM, offline_where_unreachable, wanted
 from trainkit.models.timm_models import timm_with
@@ -145,6 +146,8 @@ def _refusal(name: str, encoder: str, error: Exception) -> Exception:
 def _fit(network: Any, name: str, encoder: str, image_channels: int) -> None:
     """Run small images through it: not every encoder that can be built fits the decoder.
 
+    What no output depends on takes no gradient, such as the last norm of a vision transformer.
+
     DPT halves the map of a vision transformer's patches once more, and says so of no size.
     """
     divisor = size_divisor(network)
@@ -167,6 +170,10 @@ def _fit(network: Any, name: str, encoder: str, image_channels: int) -> None:
         shape = "x".join(map(str, size))
         wrong = ValueError(f"its masks of {side}x{side} pixels have {shape}")
         raise _refusal(name, encoder, wrong)
+    network.eval()
+    with torch.enable_grad():
+        freeze_unused(network, network(torch.zeros(1, image_channels, side, side)).sum())
+    network.train()
 
 
 @torch.no_grad()

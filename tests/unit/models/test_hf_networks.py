@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from helpers.cases import at_night
+from helpers.families import CLASSIFIERS
 from helpers.hf_recipes import TINY, recipe, run, tiny
 from helpers.logs import assert_bit_equal, assert_same_training
 from helpers.processes import TESTS, torchrun
@@ -175,10 +176,6 @@ def test_onnx(kind, tmp_path):
     built = recipe(kind)
     save_file(built.model.state_dict(), tmp_path / "w.safetensors")
     asked = ExportOptions(out=tmp_path / "m.onnx", format="onnx", images=1)
-    if kind == "data2vec-vision":
-        with pytest.raises(UserError, match="cannot be written as onnx"):
-            export(built, tmp_path / "w.safetensors", asked)
-        return
     export(built, tmp_path / "w.safetensors", asked)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     (given,) = session.get_inputs()
@@ -374,22 +371,6 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not
     with pytest.raises(UserError, match=r'hf:.* needs .*pip install "trainkit\[transformers\]"'):
         segmenter("hf:segformer", 3, pretrained=False)
-
-
-CLASSIFIERS = {
-    "vit": "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32"
-    " patch_size=8",
-    "deit": "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32"
-    " patch_size=8",
-    "clip": "vision_config.hidden_size=16 vision_config.num_hidden_layers=2"
-    " vision_config.num_attention_heads=2 vision_config.intermediate_size=32"
-    " vision_config.patch_size=8",
-    "convnext": "hidden_sizes=8,8,16,16 depths=1,1,1,1 drop_path_rate=0",
-    "swin": "embed_dim=8 depths=1,1 num_heads=1,2 window_size=2 drop_path_rate=0",
-    "resnet": "embedding_size=8 hidden_sizes=8,8 depths=1,1 layer_type=basic",
-    "dinov2": "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 patch_size=8",
-    "mobilenet_v2": "depth_multiplier=0.25 min_depth=4",
-}
 
 
 @pytest.mark.parametrize("kind", at_night(*CLASSIFIERS, day=("vit", "convnext")))

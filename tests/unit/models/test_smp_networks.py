@@ -1,17 +1,16 @@
 """Networks of segmentation_models_pytorch by name, against the library's own."""
 
 import inspect
-import shutil
+import json
 import sys
 
 import pytest
 import torch
 
 from helpers.cases import at_night
-from helpers.logs import assert_bit_equal
+from helpers.families import DECODERS as ENCODERS
 from helpers.processes import run as command
-from helpers.toy_recipes import CLASSES, Maps, segmentation
-from trainkit import Options, train
+from helpers.toy_recipes import CLASSES
 from trainkit.errors import UserError
 from trainkit.models.outputs import size_divisor
 from trainkit.models.rebuild import network_from
@@ -19,30 +18,17 @@ from trainkit.models.segmentation import Segmenter, has_aux, segmenter
 from trainkit.models.smp_networks import DECODERS
 from trainkit.optim import param_groups
 from trainkit.settings.rebuildable import built_by
-from trainkit.storage.checkpoint import list_checkpoints
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 pytest.importorskip("timm")
 
-# each decoder once, and encoders of both libraries
-PAIRS = {
-    "unet": "resnet18",
-    "unetplusplus": "timm:mobilenetv3_small_050",
-    "fpn": "timm:regnety_002",
-    "manet": "resnet18",
-    "linknet": "resnet18",
-    "pan": "timm:mobilenetv3_small_050",
-    "deeplabv3plus": "resnet18",
-    "segformer": "mit_b0",
-    "dpt": "tu-vit_tiny_patch16_224",
-}
 DAY = ("unet", "deeplabv3plus")
 
 
 @pytest.mark.parametrize("name", at_night(*DECODERS, day=DAY))
 def test_it_is_the_librarys_network(name):
     """Of its class, with its names of weights, the same weights for a seed and the same logits."""
-    encoder = PAIRS[name]
+    encoder = ENCODERS[name]
     torch.manual_seed(0)
     network = segmenter(name, 3, encoder, False, image_channels=4)
     state = torch.get_rng_state()
@@ -62,7 +48,7 @@ def test_it_is_the_librarys_network(name):
 
 @pytest.mark.parametrize("name", at_night("unet", "dpt", day=DAY))
 def test_its_head_is_all_but_the_encoder(name):
-    network = segmenter(name, 3, PAIRS[name], False)
+    network = segmenter(name, 3, ENCODERS[name], False)
     groups = param_groups(network, lr=0.1, weight_decay=0.0, head_lr_mult=10.0)
     fast = {id(each) for group in groups if group["lr"] == 1.0 for each in group["params"]}
     slow = {id(each) for group in groups if group["lr"] == 0.1 for each in group["params"]}
@@ -73,7 +59,7 @@ def test_its_head_is_all_but_the_encoder(name):
 @pytest.mark.nightly
 def test_sides_that_they_take():
     assert size_divisor(segmenter("fpn", 2, "resnet18", False)) == 32
-    assert size_divisor(segmenter("dpt", 2, PAIRS["dpt"], False)) == 32
+    assert size_divisor(segmenter("dpt", 2, ENCODERS["dpt"], False)) == 32
     swin = segmenter("unet", 2, "timm:swin_tiny_patch4_window7_224", False).eval()
     assert size_divisor(swin) == 4
     with torch.no_grad():
@@ -131,38 +117,21 @@ def test_every_decoder_of_the_library_has_a_name():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["unet", "dpt"])
-def test_a_training_resumes_bit_equal(name, tmp_path):
-    """Evaluated on images whose sides its patches do not divide, and rebuilt from model.json."""
-
-    def recipe():
-        torch.manual_seed(0)
-        network = segmenter(name, CLASSES, PAIRS[name], False)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-        data = Larger(8)
-        return segmentation(
-            model=network, optimizer=optimizer, train_data=data, val_data=Odd(3, augment=False),
-            batch_size=4, epochs=2, clip_norm=None,
-        )  # fmt: skip
-
-    options = {"workers": 0, "log_every": 1, "report": False, "pictures": False}
-    train(recipe(), Options(out=tmp_path / "one", **options))
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    shutil.rmtree(list_checkpoints(tmp_path / "two" / "checkpoints")[-1])
-    (tmp_path / "two" / "summary.json").unlink()
-    train(recipe(), Options(out=tmp_path / "two", **options))
-    assert_bit_equal(tmp_path / "one", tmp_path / "two")
-    described = {"network": built_by(recipe().model)}
-    assert type(network_from(described)) is type(recipe().model)
+@pytest.mark.parametrize("name", DECODERS)
+def test_it_is_rebuilt(name):
+    network = segmenter(name, CLASSES, ENCODERS[name], False)
+    again = network_from(json.loads(json.dumps({"network": built_by(network)})))
+    assert type(again) is type(network)
+    again.load_state_dict(network.state_dict())
 
 
-class Larger(Maps):
-    def __getitem__(self, index):
-        image, target = super().__getitem__(index)
-        return image.repeat(1, 8, 8)[:, :64, :64], target.repeat(8, 8)[:64, :64]
-
-
-class Odd(Maps):
-    def __getitem__(self, index):
-        image, target = super().__getitem__(index)
-        return image.repeat(1, 8, 8)[:, :67, :93], target.repeat(8, 8)[:67, :93]
+@pytest.mark.nightly
+def test_what_no_output_depends_on_is_not_trained():
+    """DDP would wait for its gradient."""
+    rests = {
+        name: [each for each, weight in network.named_parameters() if not weight.requires_grad]
+        for name in ("unet", "dpt")
+        for network in [segmenter(name, CLASSES, ENCODERS[name], False)]
+    }
+    parts = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    assert rests == {"unet": [], "dpt": [f"encoder.model.{part}" for part in parts]}

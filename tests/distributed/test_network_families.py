@@ -1,0 +1,60 @@
+"""One curve for each family of networks: micro-batches, two processes, sharded parameters; resumed.
+
+The types of transformers that segment are resumed in tests/unit/models/test_hf_networks.py.
+"""
+
+import shutil
+from functools import cache
+
+import pytest
+
+from helpers.cases import at_night, collected
+from helpers.families import FAMILIES, run
+from helpers.logs import assert_bit_equal, assert_same_training
+from helpers.processes import FSDP, TESTS, torchrun
+from trainkit.storage.checkpoint import list_checkpoints
+
+for library in ("timm", "transformers", "segmentation_models_pytorch"):
+    pytest.importorskip(library)
+SCRIPT = TESTS / "helpers" / "families.py"
+# its encoder's stages are iterated over, and are no modules that can be gathered on their own
+DAY = ("unetplusplus timm:mobilenetv3_small_050",)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A function that trains a network in one process, each once, and returns the run's folder."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @cache
+    def trained(name):
+        run(name, folder / name, checkpoint_every=1)
+        return folder / name
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def together(request, tmp_path_factory):
+    """Each training on two processes, with whole and with sharded parameters."""
+    folder = tmp_path_factory.mktemp("together")
+    torchrun(2, SCRIPT, folder / "ddp", *collected(request))
+    torchrun(2, SCRIPT, folder / "fsdp2", *collected(request), **FSDP)
+    return folder
+
+
+@pytest.mark.parametrize("name", at_night(*FAMILIES, day=DAY))
+def test_micro_batches_processes_and_shards_change_nothing(tmp_path, alone, together, name):
+    run(name, tmp_path / "micro", micro_batch=2)
+    for other in (tmp_path / "micro", together / "ddp" / name, together / "fsdp2" / name):
+        assert_same_training(alone(name), other, atol=5e-6)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.endswith(" dense")])
+def test_a_training_resumes_bit_equal(tmp_path, alone, name):
+    shutil.copytree(alone(name), tmp_path / "again")
+    shutil.rmtree(list_checkpoints(tmp_path / "again" / "checkpoints")[-1])
+    (tmp_path / "again" / "summary.json").unlink()
+    run(name, tmp_path / "again", checkpoint_every=1)
+    assert_bit_equal(alone(name), tmp_path / "again")
