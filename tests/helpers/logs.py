@@ -50,13 +50,13 @@ def assert_same_results(one: dict, other: dict) -> None:
         assert other[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-def assert_same_training(one, other, atol=1e-6):
+def assert_same_training(one, other):
     losses = [row["loss"] for row in rows(one)]
     assert [row["loss"] for row in rows(other)] == pytest.approx(losses, rel=1e-5)
     assert [row["lr"] for row in rows(other)] == [row["lr"] for row in rows(one)]
     found = weights(other)  # read once: each reading checks the checkpoint's digests
     for name, value in weights(one).items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol)
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(rows(one, "evaluate"), rows(other, "evaluate"), strict=True):
         assert_same_results(mine, theirs)
 
