@@ -235,17 +235,22 @@ def test_modules_whose_weights_are_used_outside_of_their_calls():
             x = torch.nn.functional.linear(x.to(self.asked.weight.dtype), self.inner.weight)
             return self.asked(x)
 
+    class Given(nn.Linear):
+        def forward(self):
+            return self.weight[0]  # its memory, which is used later
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.chain = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), Read())
             self.extra = nn.Linear(4, 4)
-            self.buffer = nn.Dropout()
+            self.given = Given(4, 4)
+            self.dropout = nn.Dropout()
 
         def forward(self, x):
             for each in self.chain:
-                x = each(self.buffer(x))
-            return x
+                x = each(self.dropout(x))
+            return x + self.given()
 
     net = Net().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}

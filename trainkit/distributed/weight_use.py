@@ -28,7 +28,10 @@ class WeightUse(TorchFunctionMode):
 
     def __init__(self, root: nn.Module):
         super().__init__()
-        self.weights = {id(weight) for weight in root.parameters()}
+        # by their memory, which views of a weight have, too
+        self.weights: dict[int, list[int]] = {}
+        for weight in root.parameters():
+            self.weights.setdefault(_memory(weight), []).append(id(weight))
         self.under_way: list[nn.Module] = []
         self.inside: dict[int, set[nn.Module]] = {}
 
@@ -37,9 +40,9 @@ class WeightUse(TorchFunctionMode):
     ) -> Any:
         if not _tells(func):
             for tensor in _tensors((args, kwargs or {})):
-                if id(tensor) in self.weights:
+                for weight in self.weights.get(_memory(tensor), ()):
                     now = set(self.under_way)
-                    self.inside[id(tensor)] = self.inside.get(id(tensor), now) & now
+                    self.inside[weight] = self.inside.get(weight, now) & now
         return func(*args, **(kwargs or {}))
 
     def allows(self, module: nn.Module, weights: Iterable[Tensor]) -> bool:
@@ -93,6 +96,10 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tells(func: Callable) -> bool:
