@@ -66,7 +66,8 @@ CLASSIFIERS = {
 NAMED = (
     "resnet18", "mobilenet_v3_small", "timm:resnetv2_50d_gn", "timm:vit_tiny_patch16_224",
     "timm:convnext_atto", "timm:swin_tiny_patch4_window7_224", "timm:mobilevitv2_050",
-    "timm:mixer_s32_224", "timm:efficientvit_b0", "timm:xcit_nano_12_p16_224",
+    "timm:swinv2_tiny_window8_256", "timm:mixer_s32_224", "timm:efficientvit_b0",
+    "timm:xcit_nano_12_p16_224",
 )  # fmt: skip
 
 Builder = Callable[[], nn.Module]
