@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,11 +35,12 @@ from trainkit.data.to_device import ToDevice
 from trainkit.display.terminal import Display
 from trainkit.errors import CommandFailed, UserError, first_line
 from trainkit.files import reason
-from trainkit.models.outputs import fill_up, only_window, size_divisor
+from trainkit.models.outputs import fill_up, first_window, only_window, size_divisor
 from trainkit.options import ExportOptions
 from trainkit.prediction.model_info import ModelInfo
 from trainkit.recipe import Recipe
 from trainkit.settings.rebuildable import built_by
+from trainkit.tasks.mask_classification import MaskClassification
 
 LIMIT = 1e-3  # largest difference between the file's logits and the model's
 HALF_LIMIT = 0.02  # of the largest logit, in float16
@@ -88,7 +89,7 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     model = Logits(info.model.cpu().float()).eval()
     images = [fill_up(image, _divisor(info)) for image in _images(info, asked.images)]
     if info.task.is_dense:
-        images = [only_window(info.model, image) for image in images]
+        images = [_only_window(info, image) for image in images]
     about = describe(info, weights)
     with torch.no_grad():
         logits = model(images[0])
@@ -107,7 +108,10 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
-            difference, tried = _written(model, written, images, aside, written_as, about, allowed)
+            free = FREE[1:] if isinstance(info.task, MaskClassification) else FREE
+            difference, tried = _written(
+                model, written, images, aside, written_as, about, allowed, free
+            )
         if not difference <= allowed:  # also where it is NaN
             raise CommandFailed(
                 f"{asked.out} was not kept: its logits differ from the model's by {difference:.2g}"
@@ -222,6 +226,7 @@ def _written(
     kind: str,
     about: dict[str, Any],
     allowed: float,
+    choices: Sequence[tuple[str, ...]],
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
@@ -231,7 +236,7 @@ def _written(
     UserError where it cannot be written at all.
     """
     write, load = FORMATS[kind]
-    for free in FREE:
+    for free in choices:
         shape = [
             name if name in free else length
             for name, length in zip(("batch", "", "height", "width"), images[0].shape)
@@ -240,16 +245,28 @@ def _written(
         try:
             write(written, images[0], free, path, json.dumps(about))
             found = _largest_difference(model, load(path, written), images, free)
-            if found[0] <= allowed or free == FREE[-1]:
+            if found[0] <= allowed or free == choices[-1]:
                 return found
         except (OSError, MemoryError):
             raise
         except Exception as error:  # exporters raise dozens of kinds for what a model cannot do
-            if free == FREE[-1]:
+            if free == choices[-1]:
                 raise UserError(
                     f"{about['model']} cannot be written as {kind}: {first_line(error)}"
                 ) from error
-    raise AssertionError("FREE is empty")
+    raise AssertionError("there is no choice")
+
+
+def _only_window(info: ModelInfo, image: Tensor) -> Tensor:
+    """What a network gets that takes images of one size, or sees windows in its evaluation.
+
+    The latter of networks that classify masks alone: for sides that are free torch would simplify
+    the formulas of Swin's padding, which takes it longer than anybody waits.
+    """
+    seen = info.inference
+    if isinstance(info.task, MaskClassification) and seen is not None and seen.window is not None:
+        return first_window(image, (seen.window, seen.window_width or seen.window))
+    return only_window(info.model, image)
 
 
 @torch.no_grad()

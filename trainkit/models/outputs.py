@@ -164,10 +164,13 @@ def only_window(model: nn.Module, images: Tensor) -> Tensor:
     Smaller images are padded with 0, the mean colour; all stay as they are for other networks.
     """
     only = getattr(model, "image_size", None)
-    if not isinstance(only, tuple):
-        return images
-    height, width = only
-    bottom, right = (max(0, side - have) for side, have in zip(only, images.shape[-2:]))
+    return first_window(images, only) if isinstance(only, tuple) else images
+
+
+def first_window(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first window of images (N, C, H, W), of this height and width; padded as above."""
+    height, width = size
+    bottom, right = (max(0, side - have) for side, have in zip(size, images.shape[-2:]))
     return F.pad(images, (0, right, 0, bottom))[..., :height, :width]
 
 
