@@ -22,9 +22,11 @@ from helpers.predictions import (
 from helpers.toy_recipes import CLASSES, Net, recognition
 from trainkit.cli import main
 from trainkit.commands.export import _images, export
+from trainkit.commands.export_formats import FORMATS, Logits
 from trainkit.data.image_io import read_image
 from trainkit.data.transforms.recognition import eval_transform as crop
 from trainkit.errors import CommandFailed
+from trainkit.models.recognition import fine_tuned
 from trainkit.options import ExportOptions
 
 
@@ -232,6 +234,22 @@ def test_onnx_in_its_own_runtime(tmp_path):
         (found,) = session.run(["logits"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
     assert "onnxruntime" in sys.modules
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["timm:test_vit_relpos", "timm:nest_tiny_jx"])
+def test_attention_of_timm_to_onnx(tmp_path, name):
+    """With relative positions, and of five dimensions; the network is fused afterwards as before."""
+    pytest.importorskip("timm")
+    network = fine_tuned(name, CLASSES, False, [64]).eval()
+    write, load = FORMATS["onnx"]
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    write(Logits(network), images[:1], ("batch",), tmp_path / "m.onnx", "{}")
+    with torch.no_grad():
+        expected = network(images)
+    found = load(tmp_path / "m.onnx", Logits(network))(images)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert {each.fused_attn for each in network.modules() if hasattr(each, "fused_attn")} == {True}
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch-export"])

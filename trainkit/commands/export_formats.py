@@ -1,8 +1,10 @@
 """The kinds of files that a model is exported to: how each is written, and run again."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -95,7 +97,7 @@ def _write_onnx(
 ) -> None:
     # multiplied out: what torch's other kernels return is laid out in another order, which the
     # exporter does not decompose
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), _unfused(model):
         program = torch.onnx.export(
             model,
             (_example(image, free),),
@@ -108,6 +110,23 @@ def _write_onnx(
     assert program is not None  # with dynamo=True
     program.model.metadata_props[KEY] = about
     program.save(path, external_data=False)
+
+
+@contextmanager
+def _unfused(model: nn.Module) -> Iterator[None]:
+    """Context manager: timm's layers multiply attention out.
+
+    Those of some of its networks (NesT, Twins) have five dimensions, of which the exporter knows no
+    fused attention.
+    """
+    fused: list[Any] = [each for each in model.modules() if getattr(each, "fused_attn", False)]
+    for each in fused:
+        each.fused_attn = False
+    try:
+        yield
+    finally:
+        for each in fused:
+            each.fused_attn = True
 
 
 def _load_onnx(path: Path, model: Logits) -> Forward:
