@@ -244,7 +244,7 @@ def test_attention_of_timm_to_onnx(tmp_path, name):
     network = fine_tuned(name, CLASSES, False, [64]).eval()
     write, load = FORMATS["onnx"]
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    write(Logits(network), images[:1], ("batch",), tmp_path / "m.onnx", "{}")
+    write(Logits(network).eval(), images[:1], ("batch",), tmp_path / "m.onnx", "{}")
     with torch.no_grad():
         expected = network(images)
     found = load(tmp_path / "m.onnx", Logits(network))(images)
