@@ -239,7 +239,7 @@ def test_onnx_in_its_own_runtime(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["timm:test_vit_relpos", "timm:nest_tiny_jx"])
 def test_attention_of_timm_to_onnx(tmp_path, name):
-    """With relative positions, and of five dimensions; the network is fused afterwards as before."""
+    """With relative positions, and of five dimensions; afterwards it is fused as before."""
     pytest.importorskip("timm")
     network = fine_tuned(name, CLASSES, False, [64]).eval()
     write, load = FORMATS["onnx"]

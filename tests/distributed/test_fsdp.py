@@ -245,12 +245,17 @@ def test_modules_whose_weights_are_used_outside_of_their_calls():
             self.chain = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), Read())
             self.extra = nn.Linear(4, 4)
             self.given = Given(4, 4)
+            self.converted = nn.Linear(4, 4)
             self.dropout = nn.Dropout()
+            self.register_buffer("expanded", torch.ones(1).expand(4))
+            self.register_buffer("replaced", torch.ones(1))
 
         def forward(self, x):
             for each in self.chain:
                 x = each(self.dropout(x))
-            return x + self.given()
+            self.replaced = self.replaced + 1
+            converted = self.converted.weight.type(torch.float64)
+            return self.converted(x + self.given()) + converted.sum() + self.expanded
 
     net = Net().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -264,6 +269,49 @@ def test_modules_whose_weights_are_used_outside_of_their_calls():
     assert Sharding(least=100).units(net, use) == []
     assert torch.equal(state, torch.get_rng_state()) and not net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+UNITS = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+from torch.distributed.fsdp import FSDPModule
+from helpers.network_recipes import with_layers
+from trainkit import Options, evaluate, train
+from trainkit.data.seeding import seed_host
+
+seed_host(0)
+recipe = with_layers()
+train(recipe, Options(out=Path(sys.argv[1]), workers=0))
+print("TRAINED", sum(isinstance(module, FSDPModule) for module in recipe.model))
+recipe = with_layers()
+evaluate(recipe, Path(sys.argv[1]))
+print("EVALUATED", sum(isinstance(module, FSDPModule) for module in recipe.model))
+"""
+
+
+def test_what_is_gathered_on_its_own_in_a_training_and_an_evaluation(tmp_path):
+    """Four linear layers, each of more than a hundred weights."""
+    script = tmp_path / "script.py"
+    script.write_text(UNITS.format(tests=str(TESTS)))
+    printed = torchrun(2, script, tmp_path / "run", **FSDP).stdout
+    assert "TRAINED 4" in printed and "EVALUATED 4" in printed, printed
+    assert "gathered at once" not in printed
+
+
+def test_modules_that_two_hold_are_counted_once():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shared = nn.Linear(4, 4)
+            self.one, self.two = nn.Sequential(shared), nn.Sequential(shared, nn.Linear(4, 5))
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    net = Net()
+    use = weight_use(net, lambda: net(torch.ones(2, 4)))
+    assert Sharding(least=20).units(net, use) == [net.two[1], net.two[0]]
+    assert Sharding(least=21).units(net, use) == [net.two[1]]
 
 
 @pytest.mark.nightly

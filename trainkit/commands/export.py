@@ -108,7 +108,8 @@ def export(exported: ModelInfo | Recipe, weights: Path, asked: ExportOptions) ->
     aside = asked.out.with_name(f".writing-{os.getpid()}-{asked.out.name}")
     try:
         with _quiet():
-            free = FREE[1:] if isinstance(info.task, MaskClassification) else FREE
+            of_windows = written_as != WEIGHTS_ALONE and isinstance(info.task, MaskClassification)
+            free = FREE[1:] if of_windows else FREE
             difference, tried = _written(
                 model, written, images, aside, written_as, about, allowed, free
             )
@@ -264,8 +265,9 @@ def _only_window(info: ModelInfo, image: Tensor) -> Tensor:
     the formulas of Swin's padding, which takes it longer than anybody waits.
     """
     seen = info.inference
-    if isinstance(info.task, MaskClassification) and seen is not None and seen.window is not None:
-        return first_window(image, (seen.window, seen.window_width or seen.window))
+    sides = seen.sides if isinstance(info.task, MaskClassification) and seen is not None else None
+    if sides is not None and not hasattr(info.model, "image_size"):
+        return first_window(image, sides)
     return only_window(info.model, image)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 from trainkit.distributed.sharded_tensors import part
 from trainkit.distributed.unwrapping import without_compile
 from trainkit.distributed.weight_use import WeightUse
-from trainkit.errors import UserError
+from trainkit.errors import UserError, first_line, is_shortage
 
 VARIABLE = "ACCELERATE_USE_FSDP"
 
@@ -80,7 +81,7 @@ class Sharding:
         """
         taken: dict[nn.Module, set[Tensor]] = {}  # weights of each module that units in it hold
         found = []
-        for module in reversed(list(root.modules())):
+        for module in _inner_first(root):
             inside = set().union(*(taken[child] for child in module.children()))
             free = set(module.parameters()) - inside
             large = self.least is not None and sum(map(Tensor.numel, free)) >= self.least
@@ -102,6 +103,21 @@ ALLOWED = {
     ),
     "ACTIVATION_CHECKPOINTING": (("", "false"), "give trainkit --activation-checkpointing instead"),
 }
+
+
+def _inner_first(module: nn.Module) -> list[nn.Module]:
+    """All modules, each once and after those inside it, the last ones first."""
+    found: dict[nn.Module, None] = {}
+
+    def visit(each: nn.Module) -> None:
+        if each in found:  # two modules may hold it
+            return
+        for child in reversed(list(each.children())):
+            visit(child)
+        found[each] = None
+
+    visit(module)
+    return list(found)
 
 
 def _is_of_transformers(module: nn.Module) -> bool:
@@ -129,7 +145,8 @@ def prepare(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer | None = None,
-    find_use: Callable[[], WeightUse | None] | None = None,
+    find_use: Callable[[], WeightUse] | None = None,
+    note: Callable[[str], None] = print,
 ) -> nn.Module:
     """Prepare the model by `accelerator.prepare`, sharded with the optimizer where asked for.
 
@@ -140,8 +157,13 @@ def prepare(
         accelerator: of this process.
         model: on any device.
         optimizer: of its weights.
-        find_use: runs a forward pass to see where weights are used, by which modules are gathered
-            on their own for their size; without it, or where it gives None, none is.
+        find_use: runs forward passes to see where weights are used, by which modules are gathered
+            on their own for their size; without it none is, nor where a pass fails.
+        note: what says that one failed.
+
+    Raises:
+        UserError: FSDP is asked for and there is one process, or the precision, the layout or the
+            shape of a weight does not go with it.
     """
     sharding = Sharding.asked()
     if sharding is None:
@@ -169,33 +191,47 @@ def prepare(
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
     use = None
-    if sharding.least is not None:
-        use = _of_all(model, None if find_use is None else find_use())
+    if sharding.least is not None and find_use is not None:
+        use = _of_all(model, find_use, note)
     _shard(model, sharding, use, optimizer)
     # As for an evaluation: precision and compiling, and no DDP around it.
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def _of_all(root: nn.Module, use: WeightUse | None) -> WeightUse | None:
-    """What holds of the passes of all processes, whose images differ; None where one has none."""
+def _of_all(
+    root: nn.Module, find_use: Callable[[], WeightUse], note: Callable[[str], None]
+) -> WeightUse | None:
+    """What holds in the passes of all processes; None, and a note, where one failed.
+
+    All must shard alike, and what a network draws at random may differ.
+    """
     weights, modules = dict(root.named_parameters()), dict(root.named_modules())
     names = {module: name for name, module in modules.items()}
-    mine = None
-    if use is not None:
-        used = {
-            name: use.inside[id(each)] for name, each in weights.items() if id(each) in use.inside
+    mine: dict[str, set[str]] | str
+    try:
+        inside = find_use().inside
+        mine = {
+            name: {names[module] for module in inside[id(each)]}
+            for name, each in weights.items()
+            if id(each) in inside
         }
-        mine = {name: {names[module] for module in inside} for name, inside in used.items()}
-    gathered: list[dict[str, set[str]] | None] = [None] * dist.get_world_size()
+    except Exception as error:  # a network of one's own may take no such pass
+        if is_shortage(error):
+            raise
+        mine = f"{type(error).__name__}: {first_line(error)}"
+    gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
-    found = [each for each in gathered if each is not None]
-    if len(found) < len(gathered):
+    faults = [each for each in gathered if isinstance(each, str)]
+    if faults:
+        note(
+            f"FSDP: all weights are gathered at once, as a first forward pass failed ({faults[0]})"
+        )
         return None
     common = WeightUse(root)
     for name, weight in weights.items():
-        inside = [each[name] for each in found if name in each]
-        if inside:
-            common.inside[id(weight)] = {modules[each] for each in set.intersection(*inside)}
+        found = [each[name] for each in gathered if name in each]
+        if found:
+            common.inside[id(weight)] = {modules[each] for each in set.intersection(*found)}
     return common
 
 

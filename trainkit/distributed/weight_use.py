@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 # What tells of a weight and not its numbers: it is right of a part of one, too.
 TOLD = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "element_size", "stride", "storage_offset",
-    "is_contiguous", "get_device", "is_floating_point", "is_complex", "is_signed", "type",
-    "__len__", "__repr__", "__hash__", "requires_grad_",
+    "is_contiguous", "get_device", "is_floating_point", "is_complex", "is_signed", "__len__",
+    "__repr__", "__hash__", "requires_grad_",
 })  # fmt: skip
 READ_AS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})  # attributes that are numbers
 
@@ -38,7 +38,7 @@ class WeightUse(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if not _tells(func):
+        if not _tells(func, args):
             for tensor in _tensors((args, kwargs or {})):
                 for weight in self.weights.get(_memory(tensor), ()):
                     now = set(self.under_way)
@@ -51,14 +51,19 @@ class WeightUse(TorchFunctionMode):
         return bool(used) and all(module in inside for inside in used)
 
 
-def weight_use(root: nn.Module, forward: Callable[[], object]) -> WeightUse:
-    """Run a forward pass in training mode, and see where weights are used; no state is left behind.
-
-    Batch norm stays in evaluation mode, as an image may be alone.
+def weight_use(
+    root: nn.Module, forward: Callable[[], object], modes: Iterable[bool] = (True, False)
+) -> WeightUse:
+    """Run forward passes, and see where weights are used; no state is left behind.
 
     Args:
         root: whose weights and modules.
-        forward: the pass. Where it fails, what was not reached was not used.
+        forward: a pass.
+        modes: of the passes, one of each: True for training mode, in which batch norm stays in
+            evaluation mode, as an image may be alone.
+
+    Raises:
+        Exception: what `forward` raises.
     """
     use = WeightUse(root)
 
@@ -70,15 +75,17 @@ def weight_use(root: nn.Module, forward: Callable[[], object]) -> WeightUse:
 
     with ExitStack() as stack:
         stack.enter_context(_as_it_was(root))
-        root.train()
         for module in root.modules():
-            if isinstance(module, AnyBatchNorm):
-                module.eval()
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(use)
-        forward()
+        for training in modes:
+            root.train(training)
+            for module in root.modules():
+                if isinstance(module, AnyBatchNorm):
+                    module.eval()
+            forward()
     return use
 
 
@@ -86,24 +93,30 @@ def weight_use(root: nn.Module, forward: Callable[[], object]) -> WeightUse:
 def _as_it_was(root: nn.Module) -> Iterator[None]:
     """Context manager: modes, buffers and the state of torch's generator are as before."""
     modes = {module: module.training for module in root.modules()}
-    buffers = {buffer: buffer.detach().clone() for buffer in root.buffers()}
+    buffers = [(module, dict(module._buffers)) for module in root.modules()]
+    values = {each: each.detach().clone() for each in root.buffers()}
     try:
         with torch.random.fork_rng([]):  # of the CPU; each step seeds every device
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, held in buffers:
+            module._buffers.update(held)
         with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
+            for buffer, value in values.items():
+                if not torch.equal(buffer, value):  # an expanded one cannot be written to
+                    buffer.copy_(value)
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _tells(func: Callable) -> bool:
+def _tells(func: Callable, args: tuple) -> bool:
     name = getattr(func, "__name__", "")
+    if name == "type":
+        return len(args) == 1  # with a second one it converts
     if name == "__get__":  # an attribute
         return getattr(getattr(func, "__self__", None), "__name__", "") not in READ_AS
     return name in TOLD

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,11 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from trainkit.data.dataset_info import opened
+from trainkit.data.loader import make_loader
+from trainkit.data.sampler import EVALUATION
 from trainkit.data.to_device import ToDevice
 from trainkit.data.workers import choose_workers, worker_deaths_reported
 from trainkit.display.terminal import Display
 from trainkit.distributed.accelerator import allow_tf32, lost_processes_reported, start_accelerator
 from trainkit.distributed.fsdp import prepare
+from trainkit.distributed.weight_use import WeightUse, weight_use
 from trainkit.engine.ema import EMA
 from trainkit.engine.evaluation_record import EvaluationRecord
 from trainkit.engine.evaluator import Evaluator, Results, ended
@@ -24,6 +28,7 @@ from trainkit.engine.results import show_results
 from trainkit.engine.task_module import TaskModule
 from trainkit.engine.validation_loss import NO_LOSS
 from trainkit.errors import MissingFileError, UserError, may_fail_alone
+from trainkit.models.outputs import first_window
 from trainkit.recipe import Recipe
 from trainkit.storage import checkpoint
 from trainkit.storage.checkpoint import is_checkpoint_name, step_of
@@ -86,7 +91,9 @@ class Loaded:
     def evaluator(self, accelerator: Accelerator, note: Callable[[str], None]) -> Evaluator:
         """What measures the model, on the device; it is introduced through `note`."""
         recipe, how = self.recipe, self.how
-        task_module = prepare(accelerator, TaskModule(recipe.model, recipe.task))
+        module = TaskModule(recipe.model, recipe.task)
+        find_use = partial(self._weight_use, module, accelerator.device)
+        task_module = prepare(accelerator, module, find_use=find_use, note=note)
         Introduction(recipe, note).say()
         if how.precise_bn is None and (number := read_precise_bn(self.run, self.weights)):
             note(COUNTED.format(number))
@@ -103,6 +110,16 @@ class Loaded:
             order=None if self.run is None else read_order(self.run),
             thorough=True,
         )
+
+    def _weight_use(self, module: TaskModule, device: torch.device) -> WeightUse:
+        """Where weights are used in a pass of the first validation image, or its first window."""
+        recipe, seed, keys = self.recipe, self.how.seed, [[(EVALUATION, 0)]]
+        (images, targets, _), *_ = make_loader(recipe.val_data, seed, keys, 0, device)
+        to_device = ToDevice(device, recipe.mean, recipe.std, self.how.channels_last)
+        images = to_device(images, targets)[0]
+        if recipe.inference is not None and recipe.inference.sides is not None:
+            images = first_window(images, recipe.inference.sides)
+        return weight_use(module, partial(module.outputs, images), modes=[False])
 
     def averages(self) -> EMA | None:
         """The EMA weights; None where the recipe has none, or the weights are a file's.

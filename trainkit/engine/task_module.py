@@ -48,14 +48,18 @@ class TaskModule(nn.Module):
         learns = self.training and torch.is_grad_enabled()
         if learns and self.distillation is not None and targets is not None:
             return self.distillation.losses(self.model, images, targets)
-        outputs = (
-            self.model(images) if self.training else run_padded(self.model, images, self.divisor)
-        )
+        outputs = self.outputs(images)
         if targets is None:
             return self.task.scores(outputs, images)
         if with_losses and not self.training:
             return self._evaluated(outputs, targets)
         return (self.task.losses if self.training else self.task.predict)(outputs, targets)
+
+    def outputs(self, images: Tensor) -> Any:
+        """What the model gives for images (N, C, H, W), in evaluation of padded ones."""
+        if self.training:
+            return self.model(images)
+        return run_padded(self.model, images, self.divisor)
 
     def _evaluated(self, outputs: Any, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What `Task.evaluated` gives; without losses once they could not be computed."""

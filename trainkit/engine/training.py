@@ -28,7 +28,6 @@ from trainkit.engine.step import Stepper
 from trainkit.engine.stop_signal import StopFlag
 from trainkit.engine.sync_batch_norm import synchronised
 from trainkit.engine.task_module import TaskModule
-from trainkit.errors import first_line
 from trainkit.models.freezing import FrozenPart
 from trainkit.models.outputs import refusals_reported
 from trainkit.storage.checkpoint_shards import ALONE, Shards
@@ -163,29 +162,26 @@ def _convert_model(setup: Setup) -> None:
             checkpoint_activations(model)
 
 
-def _weight_use(setup: Setup, task_module: nn.Module) -> WeightUse | None:
-    """Where weights are used in a pass of two images; None, and a note, where it fails."""
+def _weight_use(setup: Setup, task_module: TaskModule) -> WeightUse:
+    """Where weights are used in passes of two images, as in training and as in evaluations."""
     images = setup.plan.first_image(setup.accelerator.device).repeat(2, 1, 1, 1)
-    try:
-        return weight_use(task_module, partial(setup.recipe.model, images))
-    except Exception as error:  # a network of one's own may take no such pass
-        setup.display.note(
-            f"FSDP: all weights are gathered at once, as a first forward pass failed"
-            f" ({type(error).__name__}: {first_line(error)})"
-        )
-        return None
+    return weight_use(task_module, lambda: task_module.outputs(images))
 
 
 def _prepare(setup: Setup) -> nn.Module:
     """Model and task as one module, and the optimizer, wrapped for processes and precision."""
     optimizer = setup.recipe.optimizer
-    task_module: nn.Module = TaskModule(setup.recipe.model, setup.recipe.task, setup.distillation)
+    task_module = TaskModule(setup.recipe.model, setup.recipe.task, setup.distillation)
     require_supported(optimizer, task_module)
     require_same_updates(optimizer, setup.accelerator)
-    task_module = prepare(
-        setup.accelerator, task_module, optimizer, partial(_weight_use, setup, task_module)
+    prepared = prepare(
+        setup.accelerator,
+        task_module,
+        optimizer,
+        partial(_weight_use, setup, task_module),
+        setup.display.note,
     )
     to_weights(optimizer)
     if has_modes(optimizer):
         switch_mode(optimizer, training=True)
-    return task_module
+    return prepared

@@ -201,7 +201,7 @@ def freeze_unused(network: nn.Module, output: Tensor) -> None:
 
     Args:
         network: whose parameters.
-        output: one number, computed from all outputs with gradients.
+        output: a scalar, of shape (), computed from all outputs with gradients.
     """
     weights = [each for each in network.parameters() if each.requires_grad]
     found = torch.autograd.grad(output, weights, allow_unused=True)
