@@ -25,7 +25,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,11 @@ class Case:
     name: str
     build: Callable[[], nn.Module]
     dense: bool
+
+    @property
+    def label(self) -> str:
+        """Of its row."""
+        return f"{self.kind}: {self.name}"
 
     @property
     def side(self) -> int:
@@ -417,7 +422,7 @@ def failed(error: BaseException) -> str:
 
 def weights(case: Case, known: dict[str, dict[str, str]]) -> int:
     """How many a network had when it was tried; 0 of one that was not."""
-    number = known.get(f"{case.kind}: {case.name}", {}).get("parameters", "0")
+    number = known.get(case.label, {}).get("parameters", "0")
     return int(number.replace(",", ""))
 
 
@@ -437,13 +442,15 @@ def main() -> None:
     results = Results("all_networks", "torch", "torchvision", "timm", "transformers",
                       "segmentation-models-pytorch", "onnxruntime")  # fmt: skip
     file = asked.results / "all_networks.json"
-    known = recorded(file)
+    everything = cases()
+    labels = {each.label for each in everything}
+    known = recorded(file, labels)
     if known:  # the file holds what all calls found
         results.head["command"] = "python benchmarks/all_networks.py"
         results.head["note"] = "over several calls, with --only"
     begun, number = time.monotonic(), 0
-    for case in sorted(cases(), key=lambda case: weights(case, known)):
-        label = f"{case.kind}: {case.name}"
+    for case in sorted(everything, key=lambda case: weights(case, known)):
+        label = case.label
         wanted = asked.only is None or any(
             each == case.kind or each in case.name for each in asked.only
         )
@@ -464,23 +471,26 @@ def main() -> None:
         except Exception as error:  # of any library, as it is built
             found = {"built": failed(error)}
         print(f"{label:60} {time.monotonic() - start:5.1f} s  {found}", flush=True)
-        record(label, found, results, asked.results)
+        record(label, found, labels, results, asked.results)
 
 
-def recorded(file: Path) -> dict[str, dict[str, str]]:
-    """Network -> column -> what was found, of all calls up to now."""
+def recorded(file: Path, labels: Container[str]) -> dict[str, dict[str, str]]:
+    """Network -> column -> what was found, of all calls up to now, of networks still tried."""
     known: dict[str, dict[str, str]] = {}
     if file.is_file():
         for row in json.loads(file.read_text())["measurements"]:
-            known.setdefault(row["row"], {})[row["column"]] = row["value"]
+            if row["row"] in labels:
+                known.setdefault(row["row"], {})[row["column"]] = row["value"]
     return known
 
 
-def record(label: str, found: dict[str, str], results: Results, folder: Path) -> None:
+def record(
+    label: str, found: dict[str, str], labels: Container[str], results: Results, folder: Path
+) -> None:
     """Write what was found of a network beside what other calls have written by now."""
     with open(__file__) as program:
         fcntl.flock(program, fcntl.LOCK_EX)
-        known = recorded(folder / "all_networks.json")
+        known = recorded(folder / "all_networks.json", labels)
         known[label] = found
         results.measurements = []
         for row, columns in known.items():

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from helpers.cases import at_night, collected
+from helpers.cases import at_night
 from helpers.families import FAMILIES, run
 from helpers.logs import assert_bit_equal, rows, weights
 from helpers.processes import FSDP, TESTS, torchrun
@@ -37,15 +37,6 @@ def alone(tmp_path_factory):
     return trained
 
 
-@pytest.fixture(scope="module")
-def together(request, tmp_path_factory):
-    """Each training on two processes, with whole and with sharded parameters."""
-    folder = tmp_path_factory.mktemp("together")
-    torchrun(2, SCRIPT, folder / "ddp", *collected(request))
-    torchrun(2, SCRIPT, folder / "fsdp2", *collected(request), **FSDP)
-    return folder
-
-
 def assert_one_curve(one, other):
     """Losses, weights and, but for pixels of equal scores, what was measured."""
     losses = [row["loss"] for row in rows(one)]
@@ -59,10 +50,12 @@ def assert_one_curve(one, other):
 
 
 @pytest.mark.parametrize("name", at_night(*FAMILIES, day=DAY))
-def test_micro_batches_processes_and_shards_change_nothing(tmp_path, alone, together, name):
+def test_micro_batches_processes_and_shards_change_nothing(tmp_path, alone, name):
     run(name, tmp_path / "micro", micro_batch=2)
-    for other in (tmp_path / "micro", together / "ddp" / name, together / "fsdp2" / name):
-        assert_one_curve(alone(name), other)
+    assert_one_curve(alone(name), tmp_path / "micro")
+    for way, environment in (("ddp", {}), ("fsdp2", FSDP)):
+        torchrun(2, SCRIPT, tmp_path / way, name, **environment)
+        assert_one_curve(alone(name), tmp_path / way / name)
 
 
 @pytest.mark.nightly
