@@ -163,7 +163,7 @@ def _convert_model(setup: Setup) -> None:
 
 
 def _weight_use(setup: Setup, task_module: TaskModule) -> WeightUse:
-    """Where weights are used in passes of two images, as in training and as in evaluations."""
+    """Where weights are used for two images, in training and in an evaluation."""
     images = setup.plan.first_image(setup.accelerator.device).repeat(2, 1, 1, 1)
     return weight_use(task_module, lambda: task_module.outputs(images))
 
