@@ -227,7 +227,7 @@ def _written(
     kind: str,
     about: dict[str, Any],
     allowed: float,
-    choices: Sequence[tuple[str, ...]],
+    choices: Sequence[tuple[str, ...]] = FREE,
 ) -> tuple[float, int]:
     """Write the file with as many free axes as the model allows, and try it.
 
