@@ -14,6 +14,7 @@ from trainkit.models.dpt import DPT
 from trainkit.models.segmentation import segmenter
 from trainkit.models.vision_transformers import ViTMaps
 from trainkit.optim import depths
+from trainkit.tasks.segmentation import Segmentation
 
 timm = pytest.importorskip("timm")
 WIDTH, DEPTH, CLASSES, PATCH = 24, 4, 5, 14
@@ -140,7 +141,33 @@ def test_it_is_transformers_dpt_on_dinov2():
     with torch.no_grad():
         found, expected = network(images)["out"], theirs(images)
     assert found.shape == (2, CLASSES, 56, 56) and expected.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_its_loss_and_gradients_are_those_of_transformers():
+    """In float64, but for the losses, which are float32."""
+    seed_host(0)
+    network, theirs = drawn(ours()).double(), drawn(Theirs()).double()
+    copy_head(theirs, network.head)
+    copy_body(network.backbone.net, theirs.backbone)
+    images = torch.randn(2, 3, 4 * PATCH, 4 * PATCH, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(CLASSES, (2, 56, 56))
+    targets[:, :9] = 255
+    task = Segmentation(CLASSES, aux_weight=0.0)
+    ours_loss = (task.losses(network(images), targets) / task.counts(targets)).sum()
+    loss = F.cross_entropy(theirs(images), targets, ignore_index=255)
+    torch.testing.assert_close(ours_loss.double(), loss, rtol=1e-6, atol=1e-6)
+    (found,) = torch.autograd.grad(ours_loss, images, retain_graph=True)
+    (expected,) = torch.autograd.grad(loss, images, retain_graph=True)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
+    last = network.head.classify[-1].weight
+    other = next(
+        each for each in theirs.parameters() if each.shape == last.shape and torch.equal(each, last)
+    )
+    (found,) = torch.autograd.grad(ours_loss, last)
+    (expected,) = torch.autograd.grad(loss, other)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
